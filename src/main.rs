@@ -1,3 +1,9 @@
-//! Placeholder.
+//! The command line's entry; everything behind it is in the library.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    portcullis::cli::main()
+}

@@ -1,0 +1,66 @@
+//! The command line: typed arguments, what people and programs get to read, and exit codes.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error. With `--json` there is one
+//! JSON document on standard output (`run`: one event a line), and nothing else.
+
+pub mod args;
+pub mod ctl;
+pub mod failure;
+pub mod log;
+pub mod output;
+pub mod size;
+pub mod table;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use args::Arguments;
+use args::Command;
+use failure::Failure;
+use failure::usage_line;
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return answer_parse_error(&error),
+    };
+    log::start(arguments.verbose);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure.to_string());
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Ctl(arguments) => ctl::run(arguments),
+    }
+}
+
+/// Help and versions are printed as they are; a wrong command line gets one line.
+fn answer_parse_error(error: &clap::Error) -> ExitCode {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    if error.use_stderr() {
+        complain(&usage_line(error));
+        ExitCode::from(2)
+    } else {
+        // Nothing is left to do if standard output is closed.
+        let _ = error.print();
+        ExitCode::SUCCESS
+    }
+}
+
+/// Prints the one line about what went wrong; a closed standard error leaves the exit code to speak.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "portcullis: {line}");
+}

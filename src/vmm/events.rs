@@ -1,0 +1,208 @@
+//! What happens in a VMM, as `portcullis run` tells it.
+//!
+//! `run --json` prints each event as one JSON object on a line of its own. The key `event` names it; the others
+//! are the fields below, in this order. Numbers are decimal, sizes and offsets are bytes, an `errno` is a name such as
+//! `EEXIST`, and a key may have the value `null` where its text says so. New events and keys can come; the meaning of these
+//! does not change.
+//!
+//! ```text
+//! {"event":"started","pid":100,"guest":"kvm","guest_reason":null,"sandbox":"full","control":"/run/vm.ctl"}
+//! {"event":"connected","backend":"/run/fs.sock","backend_pid":90}
+//! {"event":"serving","device":"fs","device_pid":101,"features":"0x140000000","protocol_features":"0x400020","regions":[…]}
+//! {"event":"refused","device":"fs","request":"SHMEM_MAP","shmid":0,"offset":4096,"len":4096,"errno":"EEXIST","suppressed":0}
+//! {"event":"backend_ended","pid":90}
+//! {"event":"device_ended","device":"fs","pid":101,"how":"device process 101: backend disconnected","dropped":3}
+//! {"event":"stopped","reason":"SIGTERM"}
+//! ```
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::control::message::RegionReport;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The VMM is up; always the first event.
+    Started {
+        /// The VMM's process.
+        pid: u32,
+        /// `kvm` or `none`.
+        guest: &'static str,
+        /// Why there is no guest although one was wanted if possible; `null` otherwise.
+        guest_reason: Option<String>,
+        /// `full`, `seccomp` or `none`.
+        sandbox: String,
+        /// The control socket; `null` without one.
+        control: Option<PathBuf>,
+    },
+    /// The backend's socket is not there; the VMM waits for it.
+    Waiting {
+        /// The socket.
+        backend: PathBuf,
+    },
+    /// The backend's socket is connected.
+    Connected {
+        /// The socket.
+        backend: PathBuf,
+        /// The process that listened; `null` where the system does not say.
+        backend_pid: Option<u32>,
+    },
+    /// The request channel is served from now on.
+    Serving {
+        /// The device's name.
+        device: String,
+        /// The device process.
+        device_pid: u32,
+        /// The virtio features of the backend, hexadecimal.
+        features: String,
+        /// The negotiated protocol features, hexadecimal.
+        protocol_features: String,
+        /// Whether the backend took the request channel.
+        channel: bool,
+        /// The device's regions.
+        regions: Vec<RegionReport>,
+    },
+    /// A request of the backend was refused. Told at a limited rate.
+    Refused {
+        /// The device's name.
+        device: String,
+        /// What was asked.
+        request: String,
+        /// The region that it named.
+        shmid: u8,
+        /// The offset that it named.
+        offset: u64,
+        /// The length that it named.
+        len: u64,
+        /// The answer.
+        errno: String,
+        /// How many more were refused since the last event of this kind, and not told.
+        suppressed: u32,
+    },
+    /// The backend changed its configuration space.
+    ConfigChanged {
+        /// The device's name.
+        device: String,
+    },
+    /// The request channel ended while the main channel lives on.
+    ChannelClosed {
+        /// The device's name.
+        device: String,
+        /// Why.
+        reason: String,
+    },
+    /// The guest touched a part of a region where nothing is mapped. Told at a limited rate.
+    Hole {
+        /// The device's name.
+        device: String,
+        /// The region.
+        shmid: u8,
+        /// Where in the region.
+        offset: u64,
+    },
+    /// The device was reset.
+    Reset {
+        /// The device's name.
+        device: String,
+        /// How many mappings went.
+        dropped: u64,
+        /// The device's generation from now on.
+        generation: u32,
+    },
+    /// The process that listened on the backend's socket is gone.
+    BackendEnded {
+        /// The process.
+        pid: u32,
+    },
+    /// The device process is gone, and everything that it had mapped.
+    DeviceEnded {
+        /// The device's name.
+        device: String,
+        /// The process; `null` if it never started.
+        pid: Option<u32>,
+        /// How it ended.
+        how: String,
+        /// How many mappings went with it.
+        dropped: u64,
+    },
+    /// The device comes back: the backend is connected again.
+    Restarting {
+        /// The device's name.
+        device: String,
+        /// How often it has come back, this time included.
+        restarts: u32,
+    },
+    /// Events that nobody read in time, and that were dropped.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+    /// The VMM has cleaned up and ends; always the last event.
+    Stopped {
+        /// `SIGINT`, `SIGTERM`, `ctl`, or `once`.
+        reason: String,
+    },
+}
+
+/// Is told what happens. Called on the VMM's main loop, so it must not block.
+pub trait Observer {
+    /// One thing has happened.
+    fn event(&mut self, event: Event);
+}
+
+impl<F: FnMut(Event)> Observer for F {
+    fn event(&mut self, event: Event) {
+        self(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(event: &Event, want: &str) {
+        assert_eq!(serde_json::to_string(event).expect("encodes"), want);
+    }
+
+    #[test]
+    fn events_have_the_documented_keys_in_order() {
+        check(
+            &Event::Connected {
+                backend: "/run/fs.sock".into(),
+                backend_pid: Some(90),
+            },
+            r#"{"event":"connected","backend":"/run/fs.sock","backend_pid":90}"#,
+        );
+        check(
+            &Event::Refused {
+                device: "fs".into(),
+                request: "SHMEM_MAP".into(),
+                shmid: 0,
+                offset: 4096,
+                len: 4096,
+                errno: "EEXIST".into(),
+                suppressed: 0,
+            },
+            r#"{"event":"refused","device":"fs","request":"SHMEM_MAP","shmid":0,"offset":4096,"len":4096,"errno":"EEXIST","suppressed":0}"#,
+        );
+        check(
+            &Event::DeviceEnded {
+                device: "fs".into(),
+                pid: Some(101),
+                how: "killed by signal 9".into(),
+                dropped: 3,
+            },
+            r#"{"event":"device_ended","device":"fs","pid":101,"how":"killed by signal 9","dropped":3}"#,
+        );
+        check(
+            &Event::Stopped {
+                reason: "ctl".into(),
+            },
+            r#"{"event":"stopped","reason":"ctl"}"#,
+        );
+    }
+}
