@@ -1,1 +1,60 @@
-//! Placeholder.
+//! Descriptors, events, tubes and mappings, in the shape of crosvm's `base`.
+//!
+//! Names and signatures follow crosvm's where both have an item; what is behind them is Portcullis's own, on `rustix` and,
+//! where that has no safe call, `libc`. This is one of two crates that contain `unsafe` to talk to the kernel. It knows
+//! nothing of vhost, virtio or virtual machines.
+
+// The derive macro names this crate by its name, in here as well.
+extern crate self as base;
+
+mod arena;
+mod deadline;
+mod descriptor;
+mod errno;
+mod event;
+pub mod event_token;
+mod inspect;
+mod mapped_region;
+mod own_memory;
+pub mod packet;
+mod protection;
+pub mod scm;
+mod transfer;
+mod tube;
+mod wait_context;
+
+pub use arena::MemoryMappingArena;
+pub(crate) use deadline::Deadline;
+pub use descriptor::AsRawDescriptor;
+pub use descriptor::Descriptor;
+pub use descriptor::FromRawDescriptor;
+pub use descriptor::IntoRawDescriptor;
+pub use descriptor::RawDescriptor;
+pub use descriptor::SafeDescriptor;
+pub use errno::Error;
+pub use errno::Result;
+pub use event::Event;
+pub use event::EventWaitResult;
+pub use event_token::EventToken;
+pub use inspect::DescriptorInfo;
+pub use inspect::DescriptorKind;
+pub use inspect::inspect;
+pub use mapped_region::MappedRegion;
+pub use protection::Protection;
+pub use rustix::param::page_size;
+pub use tracing::debug;
+pub use tracing::error;
+pub use tracing::info;
+pub use tracing::trace;
+pub use tracing::warn;
+pub use transfer::DescriptorFault;
+pub use tube::MAX_PACKET;
+pub use tube::ReadNotifier;
+pub use tube::RecvTube;
+pub use tube::SendTube;
+pub use tube::Tube;
+pub use tube::TubeError;
+pub use tube::TubeResult;
+pub use wait_context::EventType;
+pub use wait_context::TriggeredEvent;
+pub use wait_context::WaitContext;

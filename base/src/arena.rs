@@ -1,0 +1,236 @@
+//! A reserved range of address space into which files are mapped and out of which they vanish without a trace.
+
+// UNSAFETY: mmap with MAP_FIXED replaces memory; it is confined to a range that this file has reserved itself.
+#![expect(unsafe_code, reason = "mmap, munmap, and a pointer that threads share")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use rustix::mm::MapFlags;
+use rustix::mm::ProtFlags;
+use rustix::mm::mmap;
+use rustix::mm::mmap_anonymous;
+use rustix::mm::munmap;
+
+use crate::AsRawDescriptor;
+use crate::Error;
+use crate::MappedRegion;
+use crate::Protection;
+use crate::Result;
+use crate::descriptor::borrow;
+use crate::own_memory;
+use crate::page_size;
+
+/// What a large arena's address is a multiple of, so that huge pages of host and guest line up.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Reserved address space: inaccessible private memory that costs nothing, replaced by mappings of files and restored.
+///
+/// All methods take `&self`: the state is the kernel's, and what overlaps is for the owner to know. Whatever is mapped
+/// here is reached through [`MemoryMappingArena::read_at`] and [`MemoryMappingArena::write_at`] or by raw pointer, never
+/// by reference.
+#[derive(Debug)]
+pub struct MemoryMappingArena {
+    address: NonNull<c_void>,
+    size: usize,
+}
+
+// SAFETY: the range belongs to the process, not to a thread, and the pointer is only ever given to the kernel here.
+unsafe impl Send for MemoryMappingArena {}
+
+// SAFETY: as above; the kernel orders concurrent calls that change the address space.
+unsafe impl Sync for MemoryMappingArena {}
+
+impl MemoryMappingArena {
+    /// Reserves `size` bytes, a multiple of the page size. From 2 MiB on the address is a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// `EINVAL` for a size that is 0 or no multiple of the page size, `ENOMEM` where there is no such range.
+    pub fn new(size: usize) -> Result<Self> {
+        if size == 0 || !size.is_multiple_of(page_size()) {
+            return Err(Error::new(libc::EINVAL));
+        }
+        let slack = if size < HUGE_PAGE { 0 } else { HUGE_PAGE };
+        let reserved_size = size.checked_add(slack).ok_or(Error::new(libc::ENOMEM))?;
+        // SAFETY: without MAP_FIXED the kernel picks a range that nobody has.
+        let reserved = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                reserved_size,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let skipped = if slack == 0 {
+            0
+        } else {
+            reserved.addr().next_multiple_of(HUGE_PAGE) - reserved.addr()
+        };
+        let start = reserved.wrapping_byte_add(skipped);
+        give_back(reserved, skipped)?;
+        give_back(start.wrapping_byte_add(size), slack - skipped)?;
+        let address = NonNull::new(start).ok_or(Error::new(libc::ENOMEM))?;
+        Ok(Self { address, size })
+    }
+
+    /// Maps `size` bytes of `fd`, from `fd_offset` on, at `offset`: one `mmap`, which replaces what is there.
+    ///
+    /// All are bytes; the offsets are multiples of the page size, `size` is not 0. Where `size` ends within a page the
+    /// whole page is mapped. On error the range is as it was or inaccessible.
+    ///
+    /// # Errors
+    /// `EINVAL` for an offset that is not aligned or a size of 0, `ERANGE` for a range that is not within the arena,
+    /// otherwise the errno of `mmap`: `EACCES` where `fd` was not opened for what `protection` says, `EBADF` for a
+    /// descriptor opened with `O_PATH`, `ENODEV` where the file can't be mapped, `ENOMEM`.
+    pub fn add_fd_mapping(
+        &self,
+        offset: usize,
+        size: usize,
+        fd: &dyn AsRawDescriptor,
+        fd_offset: u64,
+        protection: Protection,
+    ) -> Result<()> {
+        let (address, footprint) = self.range(offset, size)?;
+        let fd = borrow(fd)?;
+        // SAFETY: the range lies within the reservation, `range` has checked it, and nobody has references into that.
+        let mapped = unsafe {
+            mmap(
+                address,
+                size,
+                protection.flags(),
+                MapFlags::SHARED | MapFlags::FIXED,
+                fd,
+                fd_offset,
+            )
+        };
+        if let Err(errno) = mapped {
+            close_hole(address, footprint);
+            return Err(errno.into());
+        }
+        Ok(())
+    }
+
+    /// Makes `size` bytes at `offset` inaccessible again: one `mmap`. Units as in
+    /// [`MemoryMappingArena::add_fd_mapping`]; a range without mappings is fine.
+    ///
+    /// # Errors
+    /// `EINVAL` and `ERANGE` as there, `ENOMEM` where the kernel can't split a mapping in two. The mappings are still
+    /// there then.
+    pub fn remove_mapping(&self, offset: usize, size: usize) -> Result<()> {
+        let (address, footprint) = self.range(offset, size)?;
+        // Inaccessible private memory with the reservation's own flags, so that the kernel merges it with its
+        // neighbours and no VMA is left over.
+        // SAFETY: the range lies within the reservation, `range` has checked it, and nobody has references into that.
+        unsafe {
+            mmap_anonymous(
+                address,
+                footprint,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Copies what is mapped at `offset` into `buffer`. Uses `process_vm_readv`, so nothing that a file's owner does to
+    /// it can be a signal.
+    ///
+    /// # Errors
+    /// `ERANGE` for a range that is not within the arena; `EFAULT` where nothing is mapped, or the file has become too
+    /// short, or the memory is of a kind that can't be read that way.
+    pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> Result<()> {
+        own_memory::read(self.place(offset, buffer.len())?, buffer)
+    }
+
+    /// Copies `buffer` to what is mapped at `offset`; the counterpart of [`MemoryMappingArena::read_at`].
+    ///
+    /// # Errors
+    /// As there; `EFAULT` also where the mapping is read-only.
+    pub fn write_at(&self, offset: usize, buffer: &[u8]) -> Result<()> {
+        let place = self.place(offset, buffer.len())?;
+        // SAFETY: the range lies within the reservation, to which nobody has references.
+        unsafe { own_memory::write(place, buffer) }
+    }
+
+    /// Returns the address of `len` bytes at `offset`, which must lie within the arena.
+    fn place(&self, offset: usize, len: usize) -> Result<*mut u8> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(self.as_ptr().wrapping_add(offset)),
+            _ => Err(Error::new(libc::ERANGE)),
+        }
+    }
+
+    /// Returns the address and the footprint of a mapping.
+    fn range(&self, offset: usize, size: usize) -> Result<(*mut c_void, usize)> {
+        if size == 0 || !offset.is_multiple_of(page_size()) {
+            return Err(Error::new(libc::EINVAL));
+        }
+        let footprint = size
+            .checked_next_multiple_of(page_size())
+            .ok_or(Error::new(libc::ERANGE))?;
+        Ok((self.place(offset, footprint)?.cast(), footprint))
+    }
+}
+
+/// Returns `len` bytes of a fresh reservation to the kernel.
+fn give_back(address: *mut c_void, len: usize) -> Result<()> {
+    if len > 0 {
+        // SAFETY: the bytes were reserved by `new` just before and nobody knows their address.
+        unsafe { munmap(address, len) }?;
+    }
+    Ok(())
+}
+
+/// Repairs the reservation after a failed `mmap`.
+///
+/// Where a file system's own code refuses a mapping, Linux before 6.12 has unmapped the range by then. `NOREPLACE`:
+/// where the kernel has restored the range, or somebody else has got it in the meantime, it stays as it is.
+fn close_hole(address: *mut c_void, len: usize) {
+    // SAFETY: with NOREPLACE nothing is replaced.
+    let _restored_or_intact = unsafe {
+        mmap_anonymous(
+            address,
+            len,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
+        )
+    };
+}
+
+impl Drop for MemoryMappingArena {
+    fn drop(&mut self) {
+        // SAFETY: the range is the reservation, and nobody has references into it. A raw pointer to it is its user's
+        // to forget first, a KVM memslot for instance.
+        let unmapped = unsafe { munmap(self.address.as_ptr(), self.size) };
+        debug_assert_eq!(unmapped, Ok(()), "the range is whole and aligned");
+    }
+}
+
+// SAFETY: the range from `as_ptr`, `size` bytes long, is reserved until drop, and only fixed mappings within it change it.
+unsafe impl MappedRegion for MemoryMappingArena {
+    fn as_ptr(&self) -> *mut u8 {
+        self.address.as_ptr().cast()
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn add_fd_mapping(
+        &mut self,
+        offset: usize,
+        size: usize,
+        fd: &dyn AsRawDescriptor,
+        fd_offset: u64,
+        prot: Protection,
+    ) -> Result<()> {
+        Self::add_fd_mapping(self, offset, size, fd, fd_offset, prot)
+    }
+
+    fn remove_mapping(&mut self, offset: usize, size: usize) -> Result<()> {
+        Self::remove_mapping(self, offset, size)
+    }
+}
+
+#[cfg(test)]
+mod tests;
