@@ -1,10 +1,12 @@
 //! A reserved range of address space into which files are mapped and out of which they vanish without a trace.
 
 // UNSAFETY: mmap with MAP_FIXED replaces memory; it is confined to a range that this file has reserved itself.
-#![expect(unsafe_code, reason = "mmap, munmap, and a pointer that threads share")]
+#![expect(
+    unsafe_code,
+    reason = "mmap, munmap, and an implementation of an unsafe trait"
+)]
 
 use std::ffi::c_void;
-use std::ptr::NonNull;
 
 use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
@@ -18,7 +20,7 @@ use crate::MappedRegion;
 use crate::Protection;
 use crate::Result;
 use crate::descriptor::borrow;
-use crate::own_memory;
+use crate::mapped_range::MappedRange;
 use crate::page_size;
 
 /// What a large arena's address is a multiple of, so that huge pages of host and guest line up.
@@ -30,16 +32,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// here is reached through [`MemoryMappingArena::read_at`] and [`MemoryMappingArena::write_at`] or by raw pointer, never
 /// by reference.
 #[derive(Debug)]
-pub struct MemoryMappingArena {
-    address: NonNull<c_void>,
-    size: usize,
-}
-
-// SAFETY: the range belongs to the process, not to a thread, and the pointer is only ever given to the kernel here.
-unsafe impl Send for MemoryMappingArena {}
-
-// SAFETY: as above; the kernel orders concurrent calls that change the address space.
-unsafe impl Sync for MemoryMappingArena {}
+pub struct MemoryMappingArena(MappedRange);
 
 impl MemoryMappingArena {
     /// Reserves `size` bytes, a multiple of the page size. From 2 MiB on the address is a multiple of 2 MiB.
@@ -69,8 +62,9 @@ impl MemoryMappingArena {
         let start = reserved.wrapping_byte_add(skipped);
         give_back(reserved, skipped)?;
         give_back(start.wrapping_byte_add(size), slack - skipped)?;
-        let address = NonNull::new(start).ok_or(Error::new(libc::ENOMEM))?;
-        Ok(Self { address, size })
+        // SAFETY: what is left of the reservation is this range, and nobody else knows its address.
+        let range = unsafe { MappedRange::new(start, size) };
+        range.map(Self).ok_or(Error::new(libc::ENOMEM))
     }
 
     /// Maps `size` bytes of `fd`, from `fd_offset` on, at `offset`: one `mmap`, which replaces what is there.
@@ -139,7 +133,7 @@ impl MemoryMappingArena {
     /// `ERANGE` for a range that is not within the arena; `EFAULT` where nothing is mapped, or the file has become too
     /// short, or the memory is of a kind that can't be read that way.
     pub fn read_at(&self, offset: usize, buffer: &mut [u8]) -> Result<()> {
-        own_memory::read(self.place(offset, buffer.len())?, buffer)
+        self.0.read_at(offset, buffer)
     }
 
     /// Copies `buffer` to what is mapped at `offset`; the counterpart of [`MemoryMappingArena::read_at`].
@@ -147,17 +141,7 @@ impl MemoryMappingArena {
     /// # Errors
     /// As there; `EFAULT` also where the mapping is read-only.
     pub fn write_at(&self, offset: usize, buffer: &[u8]) -> Result<()> {
-        let place = self.place(offset, buffer.len())?;
-        // SAFETY: the range lies within the reservation, to which nobody has references.
-        unsafe { own_memory::write(place, buffer) }
-    }
-
-    /// Returns the address of `len` bytes at `offset`, which must lie within the arena.
-    fn place(&self, offset: usize, len: usize) -> Result<*mut u8> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(self.as_ptr().wrapping_add(offset)),
-            _ => Err(Error::new(libc::ERANGE)),
-        }
+        self.0.write_at(offset, buffer)
     }
 
     /// Returns the address and the footprint of a mapping.
@@ -168,7 +152,7 @@ impl MemoryMappingArena {
         let footprint = size
             .checked_next_multiple_of(page_size())
             .ok_or(Error::new(libc::ERANGE))?;
-        Ok((self.place(offset, footprint)?.cast(), footprint))
+        Ok((self.0.place(offset, footprint)?.cast(), footprint))
     }
 }
 
@@ -197,23 +181,14 @@ fn close_hole(address: *mut c_void, len: usize) {
     };
 }
 
-impl Drop for MemoryMappingArena {
-    fn drop(&mut self) {
-        // SAFETY: the range is the reservation, and nobody has references into it. A raw pointer to it is its user's
-        // to forget first, a KVM memslot for instance.
-        let unmapped = unsafe { munmap(self.address.as_ptr(), self.size) };
-        debug_assert_eq!(unmapped, Ok(()), "the range is whole and aligned");
-    }
-}
-
 // SAFETY: the range from `as_ptr`, `size` bytes long, is reserved until drop, and only fixed mappings within it change it.
 unsafe impl MappedRegion for MemoryMappingArena {
     fn as_ptr(&self) -> *mut u8 {
-        self.address.as_ptr().cast()
+        self.0.as_ptr()
     }
 
     fn size(&self) -> usize {
-        self.size
+        self.0.size()
     }
 
     fn add_fd_mapping(

@@ -4,6 +4,25 @@
 pub use base_event_token_derive::EventToken;
 
 /// A value that fits into the 64 bits that the kernel stores with a registration.
+///
+/// ```
+/// #[derive(base::EventToken)]
+/// enum Token {
+///     Kill,
+///     Device(u32),
+///     Queue { index: usize },
+/// }
+/// ```
+///
+/// A field that leaves no room for the variant's index does not compile:
+///
+/// ```compile_fail,E0080
+/// #[derive(base::EventToken)]
+/// enum Token {
+///     Kill,
+///     Device(u64),
+/// }
+/// ```
 pub trait EventToken {
     /// Returns the bits that stand for this token.
     fn as_raw_token(&self) -> u64;
