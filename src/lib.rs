@@ -3,8 +3,6 @@
 //! The gate itself lives in the crates below this one. Here are a small VMM that shows it working, the tools
 //! around it, and nothing that another VMM would need.
 
-#![forbid(unsafe_code)]
-
 pub mod cli;
 pub mod control;
 pub mod vmm;

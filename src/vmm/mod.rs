@@ -2,3 +2,4 @@
 
 pub mod backend_socket;
 pub mod events;
+pub mod machine;

@@ -1,0 +1,112 @@
+//! Tests of the machine with a real KVM guest, and of the same calls without one.
+//!
+//! Where KVM is not usable a test says that it was skipped; with `CI` in the environment that is a failure.
+
+mod access;
+mod arena;
+mod holes;
+mod lifetime;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::Error;
+use super::GuestFault;
+use super::GuestKind;
+use super::HolePolicy;
+use super::Machine;
+use super::MachineConfig;
+use super::Memslot;
+use super::MemslotConfig;
+use arena::TestArena;
+
+/// Where the tests put their region.
+const REGION: u64 = 5 << 30;
+/// An order that is not expected to be late.
+const GENEROUS: Duration = Duration::from_secs(10);
+
+/// A machine with one region, and the faults that it told.
+struct Fixture {
+    slot: Memslot,
+    arena: Arc<TestArena>,
+    machine: Machine,
+    faults: Arc<Mutex<Vec<GuestFault>>>,
+}
+
+impl Fixture {
+    /// Makes a machine with a region of `pages` pages. None: skipped, because there is no KVM.
+    fn new(kind: GuestKind, holes: HolePolicy, pages: u64) -> Option<Self> {
+        let faults = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&faults);
+        let config = MachineConfig {
+            holes,
+            deadline: GENEROUS,
+            on_fault: Box::new(move |fault| sink.lock().unwrap().push(fault.clone())),
+            ..MachineConfig::default()
+        };
+        let machine = open(kind, config)?;
+        let arena = Arc::new(TestArena::new(pages));
+        let slot = machine.add_memslot(slot_config(REGION, &arena)).unwrap();
+        Some(Self {
+            slot,
+            arena,
+            machine,
+            faults,
+        })
+    }
+
+    fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0x55; len];
+        self.machine.peek(REGION + offset, &mut bytes).unwrap();
+        bytes
+    }
+}
+
+fn slot_config(guest_address: u64, arena: &Arc<TestArena>) -> MemslotConfig {
+    let backing = Arc::<TestArena>::clone(arena);
+    MemslotConfig {
+        name: "fs0/0".into(),
+        guest_address,
+        backing,
+        read_only: false,
+    }
+}
+
+/// Makes a machine of a kind. None: skipped, because there is no KVM.
+fn open(kind: GuestKind, config: MachineConfig) -> Option<Machine> {
+    match kind {
+        GuestKind::None => Some(Machine::without_guest(config).unwrap()),
+        GuestKind::Kvm => match Machine::open(config) {
+            Ok(machine) => Some(machine),
+            Err(error @ (Error::Missing | Error::Permission)) => {
+                assert!(
+                    std::env::var_os("CI").is_none(),
+                    "CI must not skip: {error}"
+                );
+                eprintln!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error:?}"),
+        },
+    }
+}
+
+/// Runs a test with a guest and without one.
+fn both(test: impl Fn(GuestKind)) {
+    test(GuestKind::Kvm);
+    test(GuestKind::None);
+}
+
+/// Bytes without a pattern of the page's size in them.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(0x1405_7b7e_f767_814f);
+        state.to_le_bytes()[7]
+    })
+    .take(len)
+    .collect()
+}
