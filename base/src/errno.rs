@@ -15,6 +15,67 @@ pub struct Error(i32);
 /// The result of an operation that fails with an errno.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The errnos that have a name here: those of the calls and protocols of this workspace.
+const NAMES: &[(i32, &str)] = &[
+    (libc::E2BIG, "E2BIG"),
+    (libc::EACCES, "EACCES"),
+    (libc::EADDRINUSE, "EADDRINUSE"),
+    (libc::EAGAIN, "EAGAIN"),
+    (libc::EBADF, "EBADF"),
+    (libc::EBUSY, "EBUSY"),
+    (libc::ECANCELED, "ECANCELED"),
+    (libc::ECHILD, "ECHILD"),
+    (libc::ECONNABORTED, "ECONNABORTED"),
+    (libc::ECONNREFUSED, "ECONNREFUSED"),
+    (libc::ECONNRESET, "ECONNRESET"),
+    (libc::EDEADLK, "EDEADLK"),
+    (libc::EDQUOT, "EDQUOT"),
+    (libc::EEXIST, "EEXIST"),
+    (libc::EFAULT, "EFAULT"),
+    (libc::EFBIG, "EFBIG"),
+    (libc::EILSEQ, "EILSEQ"),
+    (libc::EINTR, "EINTR"),
+    (libc::EINVAL, "EINVAL"),
+    (libc::EIO, "EIO"),
+    (libc::EISDIR, "EISDIR"),
+    (libc::ELOOP, "ELOOP"),
+    (libc::EMFILE, "EMFILE"),
+    (libc::EMLINK, "EMLINK"),
+    (libc::EMSGSIZE, "EMSGSIZE"),
+    (libc::ENAMETOOLONG, "ENAMETOOLONG"),
+    (libc::ENETDOWN, "ENETDOWN"),
+    (libc::ENFILE, "ENFILE"),
+    (libc::ENOBUFS, "ENOBUFS"),
+    (libc::ENODATA, "ENODATA"),
+    (libc::ENODEV, "ENODEV"),
+    (libc::ENOENT, "ENOENT"),
+    (libc::ENOEXEC, "ENOEXEC"),
+    (libc::ENOMEM, "ENOMEM"),
+    (libc::ENOSPC, "ENOSPC"),
+    (libc::ENOSYS, "ENOSYS"),
+    (libc::ENOTCONN, "ENOTCONN"),
+    (libc::ENOTDIR, "ENOTDIR"),
+    (libc::ENOTEMPTY, "ENOTEMPTY"),
+    (libc::ENOTSOCK, "ENOTSOCK"),
+    (libc::ENOTSUP, "ENOTSUP"),
+    (libc::ENOTTY, "ENOTTY"),
+    (libc::ENXIO, "ENXIO"),
+    (libc::EOVERFLOW, "EOVERFLOW"),
+    (libc::EPERM, "EPERM"),
+    (libc::EPIPE, "EPIPE"),
+    (libc::EPROTO, "EPROTO"),
+    (libc::EPROTOTYPE, "EPROTOTYPE"),
+    (libc::ERANGE, "ERANGE"),
+    (libc::EROFS, "EROFS"),
+    (libc::ESHUTDOWN, "ESHUTDOWN"),
+    (libc::ESPIPE, "ESPIPE"),
+    (libc::ESRCH, "ESRCH"),
+    (libc::ESTALE, "ESTALE"),
+    (libc::ETIMEDOUT, "ETIMEDOUT"),
+    (libc::ETXTBSY, "ETXTBSY"),
+    (libc::EXDEV, "EXDEV"),
+];
+
 impl Error {
     /// Wraps `errno`, a positive number such as `libc::EINVAL`.
     pub const fn new(errno: i32) -> Self {
@@ -29,6 +90,14 @@ impl Error {
     /// Returns the number.
     pub const fn errno(self) -> i32 {
         self.0
+    }
+
+    /// Returns the constant's name, such as `EEXIST`, for outputs that a program reads.
+    pub fn name(self) -> Option<&'static str> {
+        NAMES
+            .iter()
+            .find(|(number, _)| *number == self.0)
+            .map(|(_, name)| *name)
     }
 }
 
@@ -69,6 +138,14 @@ mod tests {
             Error::new(libc::EACCES).to_string(),
             "Permission denied (os error 13)"
         );
+    }
+
+    #[test]
+    fn name_is_the_constants_or_none() {
+        assert_eq!(Error::new(17).name(), Some("EEXIST"));
+        assert_eq!(Error::new(95).name(), Some("ENOTSUP"));
+        assert_eq!(Error::new(4095).name(), None);
+        assert_eq!(Error::new(0).name(), None);
     }
 
     #[test]
