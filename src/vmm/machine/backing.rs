@@ -1,7 +1,10 @@
 //! What lies behind the guest addresses of a shared memory region, and the table of all of them.
 //!
 //! UNSAFETY: [`Backing`] is an unsafe trait, because the address that it gives is put under the guest.
-#![expect(unsafe_code, reason = "declares the unsafe trait Backing")]
+#![expect(
+    unsafe_code,
+    reason = "declares and implements the unsafe trait Backing"
+)]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,6 +12,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+
+use base::MappedRegion;
+use base::MemoryMappingArena;
 
 use super::Error;
 use super::PAGE_BYTES;
@@ -41,6 +47,31 @@ pub unsafe trait Backing: Send + Sync {
     /// # Errors
     /// The system's error if a byte has no writable memory behind it; never a signal.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+// SAFETY: an arena reserves its range until it is dropped and never moves it. All that is mapped there comes through
+// the arena, and none of it is a Rust object.
+unsafe impl Backing for MemoryMappingArena {
+    fn host_address(&self) -> u64 {
+        self.as_ptr().expose_provenance() as u64
+    }
+
+    fn len(&self) -> u64 {
+        self.size() as u64
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        Ok(Self::read_at(self, offset_in_memory(offset)?, out)?)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        Ok(Self::write_at(self, offset_in_memory(offset)?, bytes)?)
+    }
+}
+
+/// An offset as the host counts bytes in memory.
+fn offset_in_memory(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// A range of guest addresses and what lies behind it.

@@ -1,12 +1,9 @@
 //! Peek, poke and sum of memory that is there.
 
-use std::os::unix::fs::FileExt;
-
 use super::super::Access;
 use super::super::Error;
 use super::super::host_sum;
 use super::super::layout::ADDRESS_LIMIT;
-use super::arena::memfd;
 use super::*;
 
 #[test]
@@ -118,7 +115,7 @@ fn regions_far_apart_are_both_read() {
             return;
         };
         let far = ADDRESS_LIMIT - 0x1000;
-        let arena = Arc::new(TestArena::new(1));
+        let arena = TestArena::new(1);
         let _slot = vm.machine.add_memslot(slot_config(far, &arena)).unwrap();
         arena.map(0, 0x1000, &memfd(b"far"), false);
         vm.arena.map(0, 0x1000, &memfd(b"near"), false);

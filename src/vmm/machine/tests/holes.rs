@@ -4,7 +4,6 @@ use super::super::Access;
 use super::super::FaultKind;
 use super::super::Place;
 use super::super::host_sum;
-use super::arena::memfd;
 use super::*;
 
 fn fault(offset: u64, len: u64, write: bool, kind: FaultKind) -> GuestFault {
@@ -102,7 +101,7 @@ fn write_to_a_read_only_slot_is_dropped() {
         let Some(vm) = Fixture::new(kind, HolePolicy::AllOnes, 1) else {
             return;
         };
-        let arena = Arc::new(TestArena::new(4));
+        let arena = TestArena::new(4);
         let bytes = noise(0x3000, 4);
         arena.map(0, 0x3000, &memfd(&bytes), true);
         let config = MemslotConfig {

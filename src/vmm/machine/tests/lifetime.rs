@@ -3,7 +3,6 @@
 use std::os::fd::AsRawFd;
 
 use super::super::agent;
-use super::arena::memfd;
 use super::*;
 
 #[test]
@@ -12,7 +11,7 @@ fn slots_that_overlap_or_are_not_pages_are_refused() {
         let Some(vm) = Fixture::new(kind, HolePolicy::AllOnes, 4) else {
             return;
         };
-        let arena = Arc::new(TestArena::new(2));
+        let arena = TestArena::new(2);
         for address in [REGION, REGION + 0x3000, REGION - 0x1000, 0, 0xff_f000] {
             let error = vm
                 .machine
@@ -63,13 +62,13 @@ fn dropped_slot_frees_addresses_and_backing() {
         let mut bytes = [0; 3];
         machine.peek(REGION, &mut bytes).unwrap();
         assert_eq!(&bytes, b"old");
-        assert_eq!(Arc::strong_count(&arena), 2);
+        assert_eq!(Arc::strong_count(&arena.0), 2);
         assert_eq!(slot.guest_address(), REGION);
         drop(slot);
-        assert_eq!(Arc::strong_count(&arena), 1);
+        assert_eq!(Arc::strong_count(&arena.0), 1);
         machine.peek(REGION, &mut bytes).unwrap();
         assert_eq!(bytes, [0xff; 3]);
-        let new = Arc::new(TestArena::new(1));
+        let new = TestArena::new(1);
         new.map(0, 0x1000, &memfd(b"new"), true);
         let _slot = machine.add_memslot(slot_config(REGION, &new)).unwrap();
         machine.peek(REGION, &mut bytes).unwrap();
@@ -91,7 +90,7 @@ fn slot_outlives_the_machine_without_harm() {
         };
         drop(machine);
         drop(slot);
-        assert_eq!(Arc::strong_count(&arena), 1);
+        assert_eq!(Arc::strong_count(&arena.0), 1);
     });
 }
 

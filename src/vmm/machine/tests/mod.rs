@@ -3,13 +3,17 @@
 //! Where KVM is not usable a test says that it was skipped; with `CI` in the environment that is a failure.
 
 mod access;
-mod arena;
 mod holes;
 mod lifetime;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
+
+use base::MemoryMappingArena;
+use base::Protection;
 
 use super::Error;
 use super::GuestFault;
@@ -19,7 +23,6 @@ use super::Machine;
 use super::MachineConfig;
 use super::Memslot;
 use super::MemslotConfig;
-use arena::TestArena;
 
 /// Where the tests put their region.
 const REGION: u64 = 5 << 30;
@@ -29,14 +32,14 @@ const GENEROUS: Duration = Duration::from_secs(10);
 /// A machine with one region, and the faults that it told.
 struct Fixture {
     slot: Memslot,
-    arena: Arc<TestArena>,
+    arena: TestArena,
     machine: Machine,
     faults: Arc<Mutex<Vec<GuestFault>>>,
 }
 
 impl Fixture {
     /// Makes a machine with a region of `pages` pages. None: skipped, because there is no KVM.
-    fn new(kind: GuestKind, holes: HolePolicy, pages: u64) -> Option<Self> {
+    fn new(kind: GuestKind, holes: HolePolicy, pages: usize) -> Option<Self> {
         let faults = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&faults);
         let config = MachineConfig {
@@ -46,7 +49,7 @@ impl Fixture {
             ..MachineConfig::default()
         };
         let machine = open(kind, config)?;
-        let arena = Arc::new(TestArena::new(pages));
+        let arena = TestArena::new(pages);
         let slot = machine.add_memslot(slot_config(REGION, &arena)).unwrap();
         Some(Self {
             slot,
@@ -63,8 +66,42 @@ impl Fixture {
     }
 }
 
-fn slot_config(guest_address: u64, arena: &Arc<TestArena>) -> MemslotConfig {
-    let backing = Arc::<TestArena>::clone(arena);
+/// A region's range, changed as the mapping service changes it and without any of its checks.
+struct TestArena(Arc<MemoryMappingArena>);
+
+impl TestArena {
+    fn new(pages: usize) -> Self {
+        Self(Arc::new(MemoryMappingArena::new(pages * 0x1000).unwrap()))
+    }
+
+    /// Maps the start of a file.
+    fn map(&self, offset: usize, len: usize, file: &File, writable: bool) {
+        let protection = if writable {
+            Protection::read_write()
+        } else {
+            Protection::read()
+        };
+        self.0
+            .add_fd_mapping(offset, len, file, 0, protection)
+            .unwrap();
+    }
+
+    /// Makes a hole again.
+    fn unmap(&self, offset: usize, len: usize) {
+        self.0.remove_mapping(offset, len).unwrap();
+    }
+}
+
+/// Makes a memfd with these bytes.
+fn memfd(bytes: &[u8]) -> File {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = File::from(rustix::fs::memfd_create(c"test", flags).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}
+
+fn slot_config(guest_address: u64, arena: &TestArena) -> MemslotConfig {
+    let backing = Arc::<MemoryMappingArena>::clone(&arena.0);
     MemslotConfig {
         name: "fs0/0".into(),
         guest_address,
