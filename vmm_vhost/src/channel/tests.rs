@@ -1,0 +1,3 @@
+//! The request channel against a peer of raw bytes.
+
+mod flow;
