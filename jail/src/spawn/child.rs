@@ -1,0 +1,308 @@
+//! A jailed process, seen from its parent.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::Signal;
+use rustix::process::WaitId;
+use rustix::process::WaitIdOptions;
+use rustix::process::WaitIdStatus;
+use rustix::process::WaitOptions;
+use rustix::process::kill_process;
+use rustix::process::pidfd_open;
+use rustix::process::pidfd_send_signal;
+use rustix::process::waitid;
+use rustix::process::waitpid;
+
+use super::End;
+use super::ExitReport;
+use super::SpawnError;
+use super::Spawner;
+use crate::log_mode::MissingCall;
+use crate::log_mode::Supervisor;
+use crate::record::MAX_RECORD;
+use crate::record::Record;
+
+/// How long a process may take into its jail. The code up to there is trusted; the limit only guards against a system that hangs.
+const JAIL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The last words that are kept.
+const MAX_WORDS: usize = 64;
+
+/// A process in its jail. Dropping it kills the process and waits for it.
+#[derive(Debug)]
+pub struct JailedChild {
+    name: String,
+    pid: Pid,
+    pidfd: OwnedFd,
+    report: OwnedFd,
+    supervisor: Option<Supervisor>,
+    ended: Option<ExitReport>,
+    /// Keeps the thread alive whose end would kill the process.
+    _spawner: Spawner,
+}
+
+impl JailedChild {
+    /// Waits until the process that was started as `outer` says that it is in its jail.
+    pub(super) fn wait_for_jail(
+        name: &str,
+        outer: Pid,
+        report: OwnedFd,
+        supervisor: Option<Supervisor>,
+        spawner: Spawner,
+    ) -> Result<Self, SpawnError> {
+        let heard = Heard::listen(report.as_fd());
+        let jailed = heard.jailed.filter(|pid| *pid != outer);
+        let Outcome::Ready = heard.outcome else {
+            if let Outcome::Timeout = heard.outcome {
+                let _gone = kill_process(outer, Signal::KILL);
+            }
+            kill_and_reap(jailed);
+            let status = reap(outer);
+            return Err(heard.outcome.into_error(name, &status));
+        };
+        if jailed.is_some() {
+            reap(outer);
+        }
+        let pid = jailed.unwrap_or(outer);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+            kill_and_reap(Some(pid));
+            SpawnError::Pid {
+                name: name.to_owned(),
+                source: errno.into(),
+            }
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            pid,
+            pidfd,
+            report,
+            supervisor,
+            ended: None,
+            _spawner: spawner,
+        })
+    }
+
+    /// The process's number, as this process sees it.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Readable when the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Kills the process. It is still to be waited for.
+    ///
+    /// # Errors
+    /// If the process was waited for already.
+    pub fn kill(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.pidfd, Signal::KILL)?)
+    }
+
+    /// Waits for the end of the process. Further calls return the same report.
+    ///
+    /// # Errors
+    /// If the process can't be waited for, for instance since somebody else did.
+    pub fn wait(&mut self) -> io::Result<ExitReport> {
+        loop {
+            if let Some(report) = self.poll_end(WaitIdOptions::EXITED)? {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// The report, if the process has ended.
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitReport>> {
+        self.poll_end(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    }
+
+    /// What the policy lacks so far, in log mode.
+    pub fn missing(&self) -> Vec<MissingCall> {
+        self.supervisor
+            .as_ref()
+            .map(Supervisor::missing)
+            .unwrap_or_default()
+    }
+
+    fn poll_end(&mut self, options: WaitIdOptions) -> io::Result<Option<ExitReport>> {
+        if let Some(report) = &self.ended {
+            return Ok(Some(report.clone()));
+        }
+        let status = match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            Ok(Some(status)) => status,
+            Ok(None) | Err(Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(Some(self.end(&status)))
+    }
+
+    fn end(&mut self, status: &WaitIdStatus) -> ExitReport {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.finish();
+        }
+        let mut words = Vec::new();
+        while let Ok(Some(word)) = receive(self.report.as_fd()) {
+            if words.len() == MAX_WORDS {
+                words.remove(0);
+            }
+            words.push(word);
+        }
+        let report = ExitReport {
+            name: self.name.clone(),
+            pid: self.pid(),
+            end: End::new(status, &words),
+        };
+        self.ended = Some(report.clone());
+        report
+    }
+}
+
+impl AsFd for JailedChild {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd()
+    }
+}
+
+impl Drop for JailedChild {
+    fn drop(&mut self) {
+        if self.ended.is_none() && self.kill().is_ok() {
+            // A process that was killed ends soon, so this does not wait for anything that the process does.
+            let _reaped = self.wait();
+        }
+    }
+}
+
+/// What a process said on its way into the jail.
+struct Heard {
+    jailed: Option<Pid>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Ready,
+    Failed(String),
+    /// Nobody is left who could say anything.
+    Silence,
+    Timeout,
+}
+
+impl Outcome {
+    fn into_error(self, name: &str, status: &str) -> SpawnError {
+        let name = name.to_owned();
+        match self {
+            Self::Failed(text) => SpawnError::Jail { name, text },
+            Self::Timeout => SpawnError::Timeout {
+                name,
+                seconds: JAIL_TIMEOUT.as_secs(),
+            },
+            Self::Silence | Self::Ready => SpawnError::Died {
+                name,
+                status: status.to_owned(),
+            },
+        }
+    }
+}
+
+impl Heard {
+    /// Listens until the process is in its jail and its number is known, or until nobody is left.
+    fn listen(report: BorrowedFd<'_>) -> Self {
+        let deadline = Instant::now() + JAIL_TIMEOUT;
+        let mut jailed = None;
+        let mut ready = false;
+        let mut failure = None;
+        loop {
+            // The outer and the jailed process both write, in no particular order.
+            match receive(report) {
+                Ok(Some(Record::Process { pid })) => {
+                    jailed = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                }
+                Ok(Some(Record::Ready)) => ready = true,
+                Ok(Some(Record::Failed { text })) => failure = Some(text.into_owned()),
+                Ok(Some(_)) => {}
+                Err(Errno::AGAIN) if wait_readable(report, deadline) => {}
+                end => {
+                    let outcome = match (failure, end) {
+                        (Some(text), _) => Outcome::Failed(text),
+                        (None, Err(Errno::AGAIN)) => Outcome::Timeout,
+                        (None, _) => Outcome::Silence,
+                    };
+                    return Self { jailed, outcome };
+                }
+            }
+            if ready && jailed.is_some() {
+                let outcome = Outcome::Ready;
+                return Self { jailed, outcome };
+            }
+        }
+    }
+}
+
+/// The next record; `None` at the end of all records.
+fn receive(report: BorrowedFd<'_>) -> Result<Option<Record<'static>>, Errno> {
+    loop {
+        let mut buffer = [0; MAX_RECORD];
+        match rustix::io::read(report, &mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(len) => {
+                if let Some(record) = Record::decode(&buffer[..len]) {
+                    return Ok(Some(record));
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// False once `deadline` has passed.
+fn wait_readable(report: BorrowedFd<'_>, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return false;
+    }
+    let timeout = Timespec::try_from(left).ok();
+    let mut descriptors = [PollFd::from_borrowed_fd(report, PollFlags::IN)];
+    // An interrupted or failed wait leads to another read, which says what is the matter.
+    let _ready = poll(&mut descriptors, timeout.as_ref());
+    true
+}
+
+fn kill_and_reap(pid: Option<Pid>) {
+    if let Some(pid) = pid {
+        let _gone = kill_process(pid, Signal::KILL);
+        reap(pid);
+    }
+}
+
+/// Waits for a child and says how it ended.
+fn reap(pid: Pid) -> String {
+    loop {
+        match waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => {
+                return match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => format!("code {code}"),
+                    (None, Some(signal)) => format!("signal {signal}"),
+                    (None, None) => format!("{status:?}"),
+                };
+            }
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(errno) => return errno.to_string(),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Tests of the jail with real jailed processes.
+//!
+//! The same program plays both sides: started by a test it is the jailed process (`child`), otherwise it runs the tests (`runner`). The
+//! test harness of the standard library can't be used, since it starts threads before a test could go into its jail.
+
+mod child;
+mod ends;
+mod inside;
+mod runner;
+mod spawned;
+
+use std::env;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: jail::NotingAllocator = jail::NotingAllocator;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == child::MARK) {
+        return child::main(&arguments);
+    }
+    let tests = [ends::TESTS, inside::TESTS, spawned::TESTS].concat();
+    runner::main(&arguments, &tests)
+}
