@@ -4,6 +4,12 @@
 
 use std::process::ExitCode;
 
+use jail::NotingAllocator;
+
+// Lets the exit report of a device process tell the lack of memory from other aborts.
+#[global_allocator]
+static ALLOCATOR: NotingAllocator = NotingAllocator;
+
 fn main() -> ExitCode {
     portcullis::cli::main()
 }

@@ -5,9 +5,11 @@
 
 pub mod args;
 pub mod ctl;
+pub mod event_printer;
 pub mod failure;
 pub mod log;
 pub mod output;
+pub mod policy;
 pub mod size;
 pub mod table;
 
@@ -41,6 +43,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Ctl(arguments) => ctl::run(arguments),
+        Command::Policy(command) => policy::run(command),
     }
 }
 

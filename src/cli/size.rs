@@ -78,6 +78,18 @@ impl fmt::Display for Size {
     }
 }
 
+/// Parses a number as programs print them: decimal, hexadecimal behind `0x`, or with a unit.
+///
+/// # Errors
+/// Words for the user, if it is none.
+pub fn parse_number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse::<Size>().ok().map(|size| size.0),
+    };
+    parsed.ok_or_else(|| "expected a number such as 4096, 0x1000 or 4K".to_owned())
+}
+
 /// One region of a device whose backend does not describe its regions: `ID=SIZE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionArgument {
@@ -169,6 +181,14 @@ mod tests {
         check_display(0x70800, "450 KiB");
         check_display(1 << 30, "1 GiB");
         check_display(u64::MAX, "15.9 EiB");
+    }
+
+    #[test]
+    fn number_is_decimal_hexadecimal_or_a_size() {
+        assert_eq!(parse_number("4096"), Ok(4096));
+        assert_eq!(parse_number("0xffffffffffffffff"), Ok(u64::MAX));
+        assert_eq!(parse_number("4K"), Ok(4096));
+        assert!(matches!(parse_number("0x"), Err(words) if words.contains("0x1000")));
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub struct Interest {
     pub write: bool,
 }
 
+impl Interest {
+    /// The socket is left alone; only its end would be told.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+    };
+}
+
 /// What became of a client that was ready.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -202,6 +210,13 @@ impl Server {
     /// Forgets a client, and gives its socket back to be closed.
     pub fn remove(&mut self, id: ClientId) -> Option<UnixStream> {
         self.clients.remove(&id).map(|client| client.stream)
+    }
+
+    /// Forgets the client that has been silent the longest, for when the process is out of descriptors.
+    pub fn make_room(&mut self) {
+        if let Some(id) = self.longest_silent() {
+            self.remove(id);
+        }
     }
 
     /// The client that has been silent the longest.

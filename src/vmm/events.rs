@@ -8,7 +8,7 @@
 //! ```text
 //! {"event":"started","pid":100,"guest":"kvm","guest_reason":null,"sandbox":"full","control":"/run/vm.ctl"}
 //! {"event":"connected","backend":"/run/fs.sock","backend_pid":90}
-//! {"event":"serving","device":"fs","device_pid":101,"features":"0x140000000","protocol_features":"0x400020","regions":[…]}
+//! {"event":"serving","device":"fs","device_pid":101,"features":"0x140000000","protocol_features":"0x400020","channel":true,"regions":[…],"jail":{…}}
 //! {"event":"refused","device":"fs","request":"SHMEM_MAP","shmid":0,"offset":4096,"len":4096,"errno":"EEXIST","suppressed":0}
 //! {"event":"backend_ended","pid":90}
 //! {"event":"device_ended","device":"fs","pid":101,"how":"device process 101: backend disconnected","dropped":3}
@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::proof::Proof;
 use crate::control::message::RegionReport;
 
 /// One thing that happened.
@@ -64,6 +65,8 @@ pub enum Event {
         channel: bool,
         /// The device's regions.
         regions: Vec<RegionReport>,
+        /// The device process's jail, read from `/proc`; `null` if it ended before that.
+        jail: Option<Proof>,
     },
     /// A request of the backend was refused. Told at a limited rate.
     Refused {
@@ -94,14 +97,18 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The guest touched a part of a region where nothing is mapped. Told at a limited rate.
+    /// The guest touched memory that is not there, or wrote where it may only read. Told at a limited rate.
     Hole {
-        /// The device's name.
-        device: String,
-        /// The region.
-        shmid: u8,
-        /// Where in the region.
+        /// Device and region as `fs/0`; `null` if the address is in no region.
+        region: Option<String>,
+        /// Where in the region; the guest address if it is in no region.
         offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Whether it was a write.
+        write: bool,
+        /// Why: `missing`, `read-only` or `no memory`.
+        reason: String,
     },
     /// The device was reset.
     Reset {

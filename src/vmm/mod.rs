@@ -3,3 +3,4 @@
 pub mod backend_socket;
 pub mod events;
 pub mod machine;
+pub mod proof;

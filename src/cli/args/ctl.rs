@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::Subcommand;
 
-use crate::cli::size::Size;
+use crate::cli::size::parse_number;
 
 /// `portcullis ctl`
 #[derive(Debug, Args)]
@@ -57,16 +57,4 @@ pub enum CtlCommand {
     Reset,
     /// End the VMM and wait until it has ended.
     Stop,
-}
-
-/// Parses a number as programs print them: decimal, or hexadecimal behind `0x`.
-fn parse_number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text
-            .parse::<Size>()
-            .map(|size| size.0)
-            .or_else(|_| text.parse()),
-    };
-    parsed.map_err(|_| "expected a number such as 4096, 0x1000 or 4K".to_owned())
 }

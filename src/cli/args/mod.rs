@@ -1,12 +1,14 @@
 //! The command line as types. What the arguments mean is decided elsewhere.
 
 pub mod ctl;
+pub mod policy;
 
 use clap::ArgAction;
 use clap::Parser;
 use clap::Subcommand;
 
 use ctl::CtlArguments;
+use policy::PolicyCommand;
 
 /// A gate between vhost-user backends and a guest's memory.
 ///
@@ -34,4 +36,7 @@ pub struct Arguments {
 pub enum Command {
     /// Ask a running VMM, or change what it serves.
     Ctl(CtlArguments),
+    /// Check, show and explain seccomp policies.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
 }
