@@ -20,6 +20,7 @@ use crate::MappedRegion;
 use crate::Protection;
 use crate::Result;
 use crate::descriptor::borrow;
+use crate::inspect::check_not_rounded_up;
 use crate::mapped_range::MappedRange;
 use crate::page_size;
 
@@ -70,10 +71,11 @@ impl MemoryMappingArena {
     /// Maps `size` bytes of `fd`, from `fd_offset` on, at `offset`: one `mmap`, which replaces what is there.
     ///
     /// All are bytes; the offsets are multiples of the page size, `size` is not 0. Where `size` ends within a page the
-    /// whole page is mapped. On error the range is as it was or inaccessible.
+    /// whole page is mapped. Of a file of huge pages only whole ones are mapped: the kernel would round up, and what lies
+    /// behind the range would be gone. On error the range is as it was or inaccessible.
     ///
     /// # Errors
-    /// `EINVAL` for an offset that is not aligned or a size of 0, `ERANGE` for a range that is not within the arena,
+    /// `EINVAL` for offsets or a size that are not multiples of the pages', or a size of 0, `ERANGE` for a range that is not within the arena,
     /// otherwise the errno of `mmap`: `EACCES` where `fd` was not opened for what `protection` says, `EBADF` for a
     /// descriptor opened with `O_PATH`, `ENODEV` where the file can't be mapped, `ENOMEM`.
     pub fn add_fd_mapping(
@@ -86,7 +88,9 @@ impl MemoryMappingArena {
     ) -> Result<()> {
         let (address, footprint) = self.range(offset, size)?;
         let fd = borrow(fd)?;
-        // SAFETY: the range lies within the reservation, `range` has checked it, and nobody has references into that.
+        check_not_rounded_up(fd, address.addr(), footprint)?;
+        // SAFETY: the range lies within the reservation, `range` has checked it, the kernel won't exceed it, as checked
+        // above, and nobody has references into it.
         let mapped = unsafe {
             mmap(
                 address,

@@ -1,5 +1,6 @@
 //! A counter that threads and processes wait on: an eventfd.
 
+use std::io::IoSliceMut;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -9,6 +10,9 @@ use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::eventfd;
 use rustix::event::poll;
+use rustix::io::Errno;
+use rustix::io::ReadWriteFlags;
+use rustix::io::preadv2;
 use rustix::io::retry_on_intr;
 use serde::Deserialize;
 use serde::Serialize;
@@ -20,6 +24,9 @@ use crate::RawDescriptor;
 use crate::ReadNotifier;
 use crate::Result;
 use crate::SafeDescriptor;
+
+/// The offset that stands for the current position, the only one that an eventfd has.
+const WHERE_IT_IS: u64 = u64::MAX;
 
 /// An event that stays signalled until somebody waits for it or resets it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +56,8 @@ impl Event {
 
     /// Signals the event; whoever waits wakes up.
     ///
+    /// It can wait if somebody else who has the event has filled its counter of 64 bits to the brim.
+    ///
     /// # Errors
     /// The errno of `write`; none for an event that [`Event::new`] made.
     pub fn signal(&self) -> Result<()> {
@@ -67,7 +76,7 @@ impl Event {
 
     /// Waits for at most `timeout` until the event is signalled, and takes the signal.
     ///
-    /// Where two threads wait for one event, the slower one can wait past its timeout.
+    /// Where two wait for one event, the slower one can wait past its timeout.
     ///
     /// # Errors
     /// As [`Event::wait`].
@@ -84,12 +93,26 @@ impl Event {
         Ok(EventWaitResult::Signaled)
     }
 
-    /// Takes the signal if there is one.
+    /// Takes the signal if there is one, and never waits, not even if somebody else who has the event takes the signal in
+    /// the meantime. That makes it the call for events that are shared with somebody untrusted.
     ///
     /// # Errors
-    /// As [`Event::wait`].
+    /// The errno of `preadv2`; none for an event that [`Event::new`] made.
     pub fn reset(&self) -> Result<()> {
-        self.wait_timeout(Duration::ZERO).map(|_| ())
+        let mut count = [0; 8];
+        let mut bufs = [IoSliceMut::new(&mut count)];
+        let taken = retry_on_intr(|| {
+            preadv2(
+                &self.descriptor,
+                &mut bufs,
+                WHERE_IT_IS,
+                ReadWriteFlags::NOWAIT,
+            )
+        });
+        match taken {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Makes another handle of the same event.

@@ -1,23 +1,25 @@
 //! What a descriptor of unknown origin refers to, without giving its origin a chance to stall.
 
+mod dma_buf;
+mod pages;
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::BorrowedFd;
-use std::sync::LazyLock;
 
 use rustix::fs::AtFlags;
 use rustix::fs::FileType;
-use rustix::fs::MemfdFlags;
 use rustix::fs::Statx;
 use rustix::fs::StatxFlags;
-use rustix::fs::fstatfs;
-use rustix::fs::memfd_create;
 use rustix::fs::statx;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::Error;
 use crate::Result;
 
-/// `DMA_BUF_MAGIC`, the file system type of dma-bufs.
-const DMA_BUF_MAGIC: u64 = 0x444d_4142;
+/// Major and minor number of a device.
+type Device = (u32, u32);
 
 /// What a descriptor refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,9 +58,13 @@ pub struct DescriptorInfo {
     pub device: (u32, u32),
     /// Its inode number on that device.
     pub inode: u64,
+    /// The size in bytes of the pages that it is mapped in: larger than the system's for files of huge pages, of which
+    /// only whole pages can be mapped.
+    pub page_size: u64,
 }
 
-/// Finds out what `descriptor` refers to; for everything that has a type with one system call.
+/// Finds out what `descriptor` refers to. Mostly that takes one system call; files in a file system without a block
+/// device, files with large blocks and what has no type take up to four more.
 ///
 /// It never waits for a file system: attributes are taken as the kernel has them (`AT_STATX_DONT_SYNC`), since the file
 /// system may be the descriptor's sender.
@@ -67,17 +73,22 @@ pub struct DescriptorInfo {
 /// The errno of `statx`: `EBADF` if the descriptor is not open.
 pub fn inspect(descriptor: BorrowedFd<'_>) -> Result<DescriptorInfo> {
     let status = status(descriptor)?;
-    let device = (status.stx_dev_major, status.stx_dev_minor);
+    let device = device(&status);
+    let memfd_page_size = pages::of_memfd(device);
     let kind = match FileType::from_raw_mode(u32::from(status.stx_mode)) {
-        FileType::RegularFile if MEMFD_DEVICES.contains(&Some(device)) => DescriptorKind::Memfd,
+        FileType::RegularFile if memfd_page_size.is_some() => DescriptorKind::Memfd,
+        FileType::RegularFile if dma_buf::is_regular_dma_buf(descriptor, device) => {
+            DescriptorKind::DmaBuf
+        }
         FileType::RegularFile => DescriptorKind::File,
         FileType::Directory => DescriptorKind::Directory,
         FileType::Fifo => DescriptorKind::Pipe,
         FileType::Socket => DescriptorKind::Socket,
         FileType::CharacterDevice => DescriptorKind::CharDevice,
         FileType::BlockDevice => DescriptorKind::BlockDevice,
-        _ if u32::from(status.stx_mode) & libc::S_IFMT == 0 => typeless(descriptor)?,
-        _ => DescriptorKind::Other,
+        _ if u32::from(status.stx_mode) & libc::S_IFMT != 0 => DescriptorKind::Other,
+        _ if dma_buf::is_typeless_dma_buf(descriptor) => DescriptorKind::DmaBuf,
+        _ => DescriptorKind::Anonymous,
     };
     let has_size = matches!(
         kind,
@@ -88,18 +99,26 @@ pub fn inspect(descriptor: BorrowedFd<'_>) -> Result<DescriptorInfo> {
         size: has_size.then_some(status.stx_size),
         device,
         inode: status.stx_ino,
+        page_size: memfd_page_size.unwrap_or_else(|| pages::of_file(descriptor, &status)),
     })
 }
 
-/// Tells dma-bufs from other inodes without a type. Only the kernel itself makes those, so that asking for their file
-/// system waits for nobody.
-fn typeless(descriptor: BorrowedFd<'_>) -> Result<DescriptorKind> {
-    let file_system = fstatfs(descriptor)?.f_type;
-    Ok(if u64::try_from(file_system) == Ok(DMA_BUF_MAGIC) {
-        DescriptorKind::DmaBuf
-    } else {
-        DescriptorKind::Anonymous
-    })
+/// Makes sure that a mapping of `len` bytes of `file` at `address` ends there.
+///
+/// Of a file of huge pages the kernel maps whole ones only, if the address is a multiple of their size, and rounds the
+/// length up without a word. Other files are asked about only where it could happen to them.
+///
+/// # Errors
+/// `EINVAL` if the mapping would be longer, the errno of `statx` if the file can't be asked.
+pub(crate) fn check_not_rounded_up(file: BorrowedFd<'_>, address: usize, len: usize) -> Result<()> {
+    let exceeds = |page_size: u64| match usize::try_from(page_size) {
+        Ok(page_size) => address.is_multiple_of(page_size) && !len.is_multiple_of(page_size),
+        Err(_) => true,
+    };
+    if pages::huge_sizes().any(exceeds) && exceeds(inspect(file)?.page_size) {
+        return Err(Error::new(libc::EINVAL));
+    }
+    Ok(())
 }
 
 fn status(descriptor: BorrowedFd<'_>) -> Result<Statx> {
@@ -108,20 +127,6 @@ fn status(descriptor: BorrowedFd<'_>) -> Result<Statx> {
     Ok(statx(descriptor, c"", flags, wanted)?)
 }
 
-/// The devices that hold memfds: one for ordinary pages, one for each size of huge pages. They are the kernel's own and
-/// stay the same until it restarts, so that the first use finds them once and for all.
-static MEMFD_DEVICES: LazyLock<[Option<(u32, u32)>; 3]> = LazyLock::new(|| {
-    [
-        MemfdFlags::CLOEXEC,
-        MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
-        MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
-    ]
-    .map(|flags| {
-        let memfd = memfd_create(c"inspect", flags).ok()?;
-        let status = status(std::os::fd::AsFd::as_fd(&memfd)).ok()?;
-        Some((status.stx_dev_major, status.stx_dev_minor))
-    })
-});
-
-#[cfg(test)]
-mod tests;
+fn device(status: &Statx) -> Device {
+    (status.stx_dev_major, status.stx_dev_minor)
+}

@@ -16,7 +16,9 @@ use crate::Protection;
 use crate::Result;
 use crate::SharedMemory;
 use crate::descriptor::borrow;
+use crate::inspect::check_not_rounded_up;
 use crate::mapped_range::MappedRange;
+use crate::page_size;
 
 /// A mapping, which ends when the value is dropped.
 ///
@@ -74,13 +76,18 @@ impl<'a> MemoryMappingBuilder<'a> {
     /// Makes the mapping.
     ///
     /// # Errors
-    /// `EINVAL` for a size of 0 or an offset that is not aligned, otherwise the errno of `mmap`: `EACCES` where the
+    /// `EINVAL` for a size of 0, an offset that is not aligned, or a part of a huge page; otherwise the errno of `mmap`: `EACCES` where the
     /// file was not opened for what the protection says, `ENODEV` where it can't be mapped, `ENOMEM`.
     pub fn build(self) -> Result<MemoryMapping> {
         let (size, flags) = (self.size, self.protection.flags());
         let address = match self.descriptor {
             Some(descriptor) => {
                 let fd = borrow(descriptor)?;
+                // The address is the kernel's choice, so one that is a multiple of everything.
+                let footprint = size
+                    .checked_next_multiple_of(page_size())
+                    .ok_or(Error::new(libc::ENOMEM))?;
+                check_not_rounded_up(fd, 0, footprint)?;
                 // SAFETY: without MAP_FIXED the kernel picks a range that nobody has.
                 unsafe { mmap(null_mut(), size, flags, MapFlags::SHARED, fd, self.offset) }
             }
@@ -186,8 +193,12 @@ mod tests {
             .from_shared_memory(&memory)
             .offset(1);
         assert_eq!(build(misaligned), Err(Error::new(libc::EINVAL)));
-        let endless = MemoryMappingBuilder::new(1 << 60);
-        assert_eq!(build(endless), Err(Error::new(libc::ENOMEM)));
+        for size in [1 << 60, usize::MAX] {
+            let endless = MemoryMappingBuilder::new(size);
+            assert_eq!(build(endless), Err(Error::new(libc::ENOMEM)));
+            let endless = MemoryMappingBuilder::new(size).from_shared_memory(&memory);
+            assert_eq!(build(endless), Err(Error::new(libc::ENOMEM)));
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //!
 //! The receiver trusts nothing: a packet that is too long, that has bytes or descriptors left over, or too few, is an
 //! error, its descriptors are closed, and the tube goes on with the next packet. Decoding allocates no more than the
-//! packet's bytes can fill. One rule is left to those who define messages: no list of elements that encode to nothing
-//! (`Vec<()>`), since a few bytes can announce any number of them.
+//! packet's bytes can fill. Two rules are left to those who define messages: no list of elements that encode to nothing
+//! (`Vec<()>`), since a few bytes can announce any number of them, and no type that contains itself, since a packet has
+//! room for more levels than a stack.
 
 mod codec;
 mod directional;
@@ -53,7 +54,7 @@ pub const MAX_PACKET: usize = 64 * 1024;
 
 /// Why a tube did not do what it was asked to.
 #[sorted]
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TubeError {
     /// The tube could not be duplicated.
     #[error("tube does not duplicate")]
@@ -62,8 +63,8 @@ pub enum TubeError {
     #[error("tube message does not decode")]
     Decode(#[source] postcard::Error),
     /// The descriptors of a packet are not those of its message.
-    #[error("descriptors of a tube message: {0}")]
-    Descriptors(DescriptorFault),
+    #[error("descriptors are not those of the tube message")]
+    Descriptors(#[source] DescriptorFault),
     /// The packet came with more descriptors than this process may have or than a packet carries.
     #[error("descriptors of a tube message were cut off")]
     DescriptorsTruncated,

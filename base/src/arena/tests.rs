@@ -177,6 +177,23 @@ fn refusals_of_mmap_pass_through_and_leave_the_reservation_whole() {
 }
 
 #[test]
+fn part_of_a_huge_page_is_einval_and_leaves_the_reservation_whole() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let Ok(memfd) = memfd_create(c"test", flags) else {
+        assert_eq!(std::env::var_os("CI"), None, "skipped: no huge pages");
+        println!("skipped: no memfd of huge pages");
+        return;
+    };
+    ftruncate(&memfd, 2 << 20).expect("it grows");
+    let arena = arena(4 << 20);
+    for offset in [0, PAGE, 2 << 20] {
+        let outcome = arena.add_fd_mapping(offset, PAGE, &memfd, 0, Protection::read());
+        assert_eq!(outcome, Err(Error::new(libc::EINVAL)));
+        assert_eq!(vmas(&arena), 1);
+    }
+}
+
+#[test]
 fn thousand_mappings_at_new_offsets_leave_no_vma() {
     let arena = arena(4096 * PAGE);
     let memfd = memfd(&[1; 4 * PAGE]);

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use rustix::fs::MemfdFlags;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
+use rustix::fs::memfd_create;
 
 use super::*;
 use crate::Error;
@@ -38,14 +40,53 @@ fn memfd_is_told_from_file() {
 }
 
 #[test]
-fn memfd_of_huge_pages_is_a_memfd() {
+fn memfd_of_huge_pages_is_a_memfd_of_huge_pages() {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     match memfd_create(c"test", flags) {
-        Ok(memfd) => check(&memfd, DescriptorKind::Memfd, Some(0)),
+        Ok(memfd) => {
+            check(&memfd, DescriptorKind::Memfd, Some(0));
+            let info = inspect(memfd.as_fd()).expect("it is open");
+            assert_eq!(info.page_size, 2 << 20);
+        }
         Err(errno) => {
             println!("skipped: no memfd of huge pages: {errno}");
             assert_eq!(std::env::var_os("CI"), None, "skipped: {errno}");
         }
+    }
+}
+
+#[test]
+fn other_files_have_the_systems_pages() {
+    let page_size = u64::try_from(crate::page_size()).expect("a page is small");
+    let memfd = memfd_create(c"test", MemfdFlags::CLOEXEC).expect("a memfd is made");
+    let file = tempfile::tempfile().expect("a file is made");
+    let shared = tempfile::tempfile_in("/dev/shm").expect("a file is made");
+    for descriptor in [memfd.as_fd(), file.as_fd(), shared.as_fd()] {
+        let info = inspect(descriptor).expect("it is open");
+        assert_eq!(info.page_size, page_size);
+    }
+}
+
+#[test]
+fn mapping_that_huge_pages_would_exceed_is_einval() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let Ok(huge) = memfd_create(c"test", flags) else {
+        assert_eq!(std::env::var_os("CI"), None, "skipped: no huge pages");
+        println!("skipped: no memfd of huge pages");
+        return;
+    };
+    let ordinary = memfd_create(c"test", MemfdFlags::CLOEXEC).expect("a memfd is made");
+    let huge_page = 2 << 20;
+    for (address, len, outcome) in [
+        (huge_page, huge_page, Ok(())),
+        (huge_page, 4096, Err(Error::new(libc::EINVAL))),
+        (huge_page, huge_page + 4096, Err(Error::new(libc::EINVAL))),
+        // The kernel refuses this address.
+        (huge_page + 4096, 4096, Ok(())),
+    ] {
+        let of = |memfd: &std::os::fd::OwnedFd| check_not_rounded_up(memfd.as_fd(), address, len);
+        assert_eq!(of(&huge), outcome, "{address:#x} {len:#x}");
+        assert_eq!(of(&ordinary), Ok(()), "{address:#x} {len:#x}");
     }
 }
 

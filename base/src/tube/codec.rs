@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::TubeError;
 use super::TubeResult;
+use crate::DescriptorFault;
 use crate::Error;
 use crate::descriptor::borrow_raw;
 use crate::scm;
@@ -106,9 +107,7 @@ fn decode<T: DeserializeOwned>(
     // A fault is the better explanation of a message that doesn't decode, but descriptors are left over whenever
     // decoding ends early.
     match (decoded, scope.fault()) {
-        (Err(error), None | Some(crate::DescriptorFault::Unused { .. })) => {
-            Err(TubeError::Decode(error))
-        }
+        (Err(error), None | Some(DescriptorFault::Unused { .. })) => Err(TubeError::Decode(error)),
         (_, Some(fault)) => Err(TubeError::Descriptors(fault)),
         (Ok((message, rest)), None) => {
             let is_nothing = packet == NOTHING && rest == NOTHING;
