@@ -322,3 +322,6 @@ impl AsRawDescriptor for Connection {
         self.socket.as_raw_descriptor()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,5 @@
 //! The request channel against a peer of raw bytes.
 
 mod flow;
+mod golden;
+mod refused;
