@@ -3,4 +3,5 @@
 pub mod backend_socket;
 pub mod events;
 pub mod machine;
+pub mod mmio;
 pub mod proof;
