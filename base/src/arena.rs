@@ -75,9 +75,9 @@ impl MemoryMappingArena {
     /// behind the range would be gone. On error the range is as it was or inaccessible.
     ///
     /// # Errors
-    /// `EINVAL` for offsets or a size that are not multiples of the pages', or a size of 0, `ERANGE` for a range that is not within the arena,
-    /// otherwise the errno of `mmap`: `EACCES` where `fd` was not opened for what `protection` says, `EBADF` for a
-    /// descriptor opened with `O_PATH`, `ENODEV` where the file can't be mapped, `ENOMEM`.
+    /// `EINVAL` for an offset that is not aligned, a size of 0 or a part of a huge page, `ERANGE` for a range that is not
+    /// within the arena, otherwise the errno of `mmap`: `EACCES` where `fd` was not opened for what `protection` says,
+    /// `EBADF` for a descriptor opened with `O_PATH`, `ENODEV` where the file can't be mapped, `ENOMEM`.
     pub fn add_fd_mapping(
         &self,
         offset: usize,

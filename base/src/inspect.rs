@@ -64,7 +64,7 @@ pub struct DescriptorInfo {
 }
 
 /// Finds out what `descriptor` refers to. Mostly that takes one system call; files in a file system without a block
-/// device, files with large blocks and what has no type take up to four more.
+/// device (the first of each), files with large blocks and what has no type take a few more.
 ///
 /// It never waits for a file system: attributes are taken as the kernel has them (`AT_STATX_DONT_SYNC`), since the file
 /// system may be the descriptor's sender.

@@ -116,9 +116,9 @@ impl Drop for EncodeScope {
 pub(crate) struct DecodeScope(());
 
 impl DecodeScope {
-    /// Begins with the descriptors that came with the message. On error they are closed.
+    /// Begins, and takes over the descriptors that came with the message. On error they stay where they are.
     pub(crate) fn begin(
-        mut descriptors: DescriptorVec<MAX_DESCRIPTORS>,
+        descriptors: &mut DescriptorVec<MAX_DESCRIPTORS>,
     ) -> Result<Self, DescriptorFault> {
         INCOMING.with_borrow_mut(|incoming| {
             if incoming.active {
@@ -149,12 +149,9 @@ impl DecodeScope {
 impl Drop for DecodeScope {
     fn drop(&mut self) {
         INCOMING.with_borrow_mut(|incoming| {
-            let count = incoming.count;
-            incoming
-                .slots
-                .iter_mut()
-                .take(count)
-                .for_each(|slot| *slot = None);
+            for slot in incoming.slots.iter_mut().take(incoming.count) {
+                *slot = None;
+            }
             incoming.count = 0;
             incoming.active = false;
         });

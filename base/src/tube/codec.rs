@@ -78,7 +78,7 @@ pub(crate) fn recv_message<T: DeserializeOwned>(
     }
     match buffer.get(..received.bytes) {
         None | Some([]) => Err(TubeError::Disconnected),
-        Some(packet) => decode(packet, descriptors),
+        Some(packet) => decode(packet, &mut descriptors),
     }
 }
 
@@ -100,7 +100,7 @@ fn recv_packet(
 
 fn decode<T: DeserializeOwned>(
     packet: &[u8],
-    descriptors: DescriptorVec<MAX_DESCRIPTORS>,
+    descriptors: &mut DescriptorVec<MAX_DESCRIPTORS>,
 ) -> TubeResult<T> {
     let scope = DecodeScope::begin(descriptors).map_err(TubeError::Descriptors)?;
     let decoded = postcard::take_from_bytes::<T>(packet);
