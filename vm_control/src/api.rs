@@ -1,0 +1,211 @@
+//! The device's end of the memory tube: a client that waits for each answer, and one that never waits.
+
+use arrayvec::ArrayVec;
+use base::AsRawDescriptor;
+use base::Protection;
+use base::RawDescriptor;
+use base::ReadNotifier;
+use base::Tube;
+use base::TubeError;
+use base::TubeResult;
+use base::packet::PacketTube;
+use remain::sorted;
+
+use crate::Generation;
+use crate::RequestBatch;
+use crate::ResponseBatch;
+use crate::VmMemoryDestination;
+use crate::VmMemoryRequest;
+use crate::VmMemoryResponse;
+use crate::VmMemorySource;
+
+/// Why a call of [`VmMemoryClient`] did not do what it was asked to.
+#[sorted]
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The service answered something else than one answer.
+    #[error("{got} answers to one request")]
+    AnswerCount {
+        /// How many came.
+        got: usize,
+    },
+    /// The service refused, and nothing changed.
+    #[error("refused by the mapping service: {0}")]
+    Refused(base::Error),
+    /// The tube did not carry the request or the answer.
+    #[error("memory tube")]
+    Tube(#[from] TubeError),
+}
+
+/// Asks the service one thing at a time and waits for the answer.
+#[derive(Debug)]
+pub struct VmMemoryClient {
+    tube: PacketTube,
+    generation: Generation,
+}
+
+impl VmMemoryClient {
+    /// Makes a client of a device's end of the tube.
+    pub fn new(tube: Tube, generation: Generation) -> Self {
+        Self {
+            tube: PacketTube::new(tube),
+            generation,
+        }
+    }
+
+    /// Goes on in another generation, after a reset.
+    pub fn set_generation(&mut self, generation: Generation) {
+        self.generation = generation;
+    }
+
+    /// Makes a region ready before its first mapping.
+    ///
+    /// # Errors
+    /// ENXIO if the device has no such region.
+    pub fn prepare_shared_memory_region(&mut self, shmid: u8) -> Result<(), ClientError> {
+        self.ask(VmMemoryRequest::PrepareRegion { shmid })
+    }
+
+    /// Maps `len` bytes of `source` at `dest`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the errno of the cause; nothing is mapped then.
+    pub fn register_memory(
+        &mut self,
+        source: VmMemorySource,
+        dest: VmMemoryDestination,
+        len: u64,
+        prot: Protection,
+    ) -> Result<(), ClientError> {
+        self.ask(VmMemoryRequest::RegisterMemory {
+            source,
+            dest,
+            len,
+            prot,
+        })
+    }
+
+    /// Removes the mapping that begins at `dest` and was made with `len`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the errno of the cause; the mapping stays then.
+    pub fn unregister_memory(
+        &mut self,
+        dest: VmMemoryDestination,
+        len: u64,
+    ) -> Result<(), ClientError> {
+        self.ask(VmMemoryRequest::UnregisterMemory { dest, len })
+    }
+
+    /// Removes all mappings of the device.
+    ///
+    /// # Errors
+    /// ECANCELED in an older generation: they are gone already.
+    pub fn unregister_all(&mut self) -> Result<(), ClientError> {
+        self.ask(VmMemoryRequest::UnregisterAll)
+    }
+
+    fn ask(&mut self, request: VmMemoryRequest) -> Result<(), ClientError> {
+        let mut requests = ArrayVec::new();
+        requests.push(request);
+        self.tube.send(&RequestBatch {
+            generation: self.generation,
+            requests,
+        })?;
+        let answer: ResponseBatch = self.tube.recv()?;
+        match answer.responses[..] {
+            [VmMemoryResponse::Ok] => Ok(()),
+            [VmMemoryResponse::Err(error)] => Err(ClientError::Refused(error)),
+            ref other => Err(ClientError::AnswerCount { got: other.len() }),
+        }
+    }
+}
+
+/// Collects requests, sends them together, and takes the answers when they are there. Neither waits nor allocates.
+#[derive(Debug)]
+pub struct BatchClient {
+    tube: PacketTube,
+    batch: RequestBatch,
+}
+
+impl BatchClient {
+    /// Makes a client of a device's end of the tube.
+    pub fn new(tube: Tube, generation: Generation) -> Self {
+        Self {
+            tube: PacketTube::new(tube),
+            batch: RequestBatch {
+                generation,
+                requests: ArrayVec::new(),
+            },
+        }
+    }
+
+    /// Goes on in another generation, with what is collected and not sent, too.
+    pub fn set_generation(&mut self, generation: Generation) {
+        self.batch.generation = generation;
+    }
+
+    /// Returns whether nothing is collected.
+    pub fn is_empty(&self) -> bool {
+        self.batch.requests.is_empty()
+    }
+
+    /// Returns whether [`BatchClient::push`] would refuse.
+    pub fn is_full(&self) -> bool {
+        self.batch.requests.is_full()
+    }
+
+    /// Collects a request.
+    ///
+    /// # Errors
+    /// The request itself, if [`MAX_BATCH`](crate::MAX_BATCH) are collected already.
+    pub fn push(&mut self, request: VmMemoryRequest) -> Result<(), VmMemoryRequest> {
+        self.batch
+            .requests
+            .try_push(request)
+            .map_err(|full| full.element())
+    }
+
+    /// Sends what is collected in one packet and closes its descriptors. False means that there is no room in the tube
+    /// now and everything stays collected.
+    ///
+    /// # Errors
+    /// [`TubeError::Disconnected`] where the service is gone or has dropped the device.
+    pub fn try_send(&mut self) -> TubeResult<bool> {
+        if self.is_empty() {
+            return Ok(true);
+        }
+        match self.tube.try_send(&self.batch) {
+            Ok(()) => {
+                self.batch.requests.clear();
+                Ok(true)
+            }
+            Err(TubeError::WouldBlock) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the answers to one batch, if they are there.
+    ///
+    /// # Errors
+    /// [`TubeError::Disconnected`] where the service is gone or has dropped the device.
+    pub fn try_recv(&mut self) -> TubeResult<Option<ResponseBatch>> {
+        match self.tube.try_recv() {
+            Ok(batch) => Ok(Some(batch)),
+            Err(TubeError::WouldBlock) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsRawDescriptor for BatchClient {
+    fn as_raw_descriptor(&self) -> RawDescriptor {
+        self.tube.as_raw_descriptor()
+    }
+}
+
+impl ReadNotifier for BatchClient {
+    fn get_read_notifier(&self) -> &dyn AsRawDescriptor {
+        self.tube.get_read_notifier()
+    }
+}

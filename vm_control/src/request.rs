@@ -1,0 +1,112 @@
+//! What travels in the memory tube: batches of requests one way, batches of answers the other.
+//!
+//! Messages only; what they lead to stands in `service`.
+
+use arrayvec::ArrayVec;
+use base::Protection;
+use base::SafeDescriptor;
+use serde::Deserialize;
+use serde::Serialize;
+
+/// Requests in one packet at most.
+pub const MAX_BATCH: usize = 32;
+
+/// Counts the activations of a device. A request of an older generation than the service's is answered ECANCELED.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Generation(pub u32);
+
+/// A place in one of the device's own regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmMemoryDestination {
+    /// The region.
+    pub shmid: u8,
+    /// Bytes from its start.
+    pub offset: u64,
+}
+
+/// Where memory comes from.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum VmMemorySource {
+    /// A file, a memfd or a dma-buf.
+    Descriptor {
+        /// What is mapped.
+        descriptor: SafeDescriptor,
+        /// Bytes from its start, page aligned.
+        offset: u64,
+    },
+    /// An allocation that a Vulkan driver exported.
+    Vulkan {
+        /// The exported handle.
+        descriptor: SafeDescriptor,
+        /// The kind of handle, in the backend's terms.
+        handle_type: u32,
+        /// The index of the memory type.
+        memory_idx: u32,
+        /// The UUID of the physical device.
+        device_uuid: [u8; 16],
+        /// The UUID of the driver.
+        driver_uuid: [u8; 16],
+    },
+    /// Memory of the VMM's own process, which only an in-process backend can name.
+    ExternalMapping {
+        /// Its address.
+        ptr: u64,
+    },
+}
+
+/// One request of a device.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum VmMemoryRequest {
+    /// Makes a region ready before its first mapping.
+    PrepareRegion {
+        /// The region.
+        shmid: u8,
+    },
+    /// Maps memory into a region.
+    RegisterMemory {
+        /// What is mapped.
+        source: VmMemorySource,
+        /// Where it is mapped.
+        dest: VmMemoryDestination,
+        /// Bytes; not necessarily a multiple of the page size.
+        len: u64,
+        /// What the guest may do with it.
+        prot: Protection,
+    },
+    /// Removes one whole mapping, of whatever source.
+    UnregisterMemory {
+        /// Where it begins.
+        dest: VmMemoryDestination,
+        /// Its length as it was mapped, or that rounded up to a page.
+        len: u64,
+    },
+    /// Removes all mappings of the device.
+    UnregisterAll,
+}
+
+/// The answer to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmMemoryResponse {
+    /// It was done.
+    Ok,
+    /// It was refused, and nothing changed.
+    Err(base::Error),
+}
+
+/// Requests that travel together; they are executed in order.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RequestBatch {
+    /// The device's activation that they belong to.
+    pub generation: Generation,
+    /// The requests, at least one.
+    pub requests: ArrayVec<VmMemoryRequest, MAX_BATCH>,
+}
+
+/// The answers to one [`RequestBatch`], in its order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResponseBatch {
+    /// One answer a request.
+    pub responses: ArrayVec<VmMemoryResponse, MAX_BATCH>,
+}

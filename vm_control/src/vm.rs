@@ -1,0 +1,250 @@
+//! What a VMM does to its guest's address space for the service, and the arena that does it for a VMM which has no wishes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base::Error;
+use base::MappedRegion;
+use base::MemoryMappingArena;
+use base::Protection;
+use base::SafeDescriptor;
+
+use crate::service::DeviceId;
+use crate::service::RegionConfig;
+
+/// The name of one region among all of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegionKey {
+    /// Whose region it is.
+    pub device: DeviceId,
+    /// Its id among the device's.
+    pub shmid: u8,
+}
+
+/// What is to be mapped.
+#[derive(Clone, Copy, Debug)]
+pub enum MapSource<'a> {
+    /// A descriptor of a kind that is allowed, long enough for the range.
+    Descriptor {
+        /// What is mapped.
+        descriptor: &'a SafeDescriptor,
+        /// Bytes from its start, page aligned.
+        offset: u64,
+    },
+    /// An allocation that a Vulkan driver exported.
+    Vulkan {
+        /// The exported handle.
+        descriptor: &'a SafeDescriptor,
+        /// The kind of handle, in the backend's terms.
+        handle_type: u32,
+        /// The index of the memory type.
+        memory_idx: u32,
+        /// The UUID of the physical device.
+        device_uuid: &'a [u8; 16],
+        /// The UUID of the driver.
+        driver_uuid: &'a [u8; 16],
+    },
+    /// Memory of this process; only from devices that are allowed to name it.
+    External {
+        /// Its address. Nothing about it is checked yet.
+        address: u64,
+    },
+}
+
+/// One mapping that passed the service's checks: inside the region, on free pages, within the quotas.
+#[derive(Clone, Copy, Debug)]
+pub struct MapOperation<'a> {
+    /// The region.
+    pub region: RegionKey,
+    /// Bytes from its start, page aligned.
+    pub offset: u64,
+    /// Bytes, not necessarily a multiple of the page size.
+    pub len: u64,
+    /// What is mapped.
+    pub source: MapSource<'a>,
+    /// What the guest may do with it.
+    pub protection: Protection,
+}
+
+/// The guest's address space, as far as shared memory regions go.
+///
+/// Called by the service on its own thread only, one call at a time. A call must not wait for a device or a backend. On an error
+/// nothing may have changed; the service answers the device with it.
+pub trait Vm: Send {
+    /// Takes over a new region, before any mapping in it. Called once a region.
+    ///
+    /// # Errors
+    /// Whatever keeps the region from being used; it is not there then.
+    fn add_region(&mut self, region: RegionKey, config: &RegionConfig) -> Result<(), Error>;
+
+    /// Forgets a region that has no mapping left.
+    fn remove_region(&mut self, region: RegionKey);
+
+    /// Makes a region ready because the device says that mappings are to come. May come never, or more than once.
+    ///
+    /// # Errors
+    /// Whatever keeps the region from being used. The default has nothing to prepare.
+    fn prepare(&mut self, region: RegionKey) -> Result<(), Error> {
+        let _ = region;
+        Ok(())
+    }
+
+    /// Makes memory visible to the guest.
+    ///
+    /// # Errors
+    /// The errno that the device gets; ENOTSUP for a kind of source that the VMM cannot map.
+    fn map(&mut self, operation: &MapOperation<'_>) -> Result<(), Error>;
+
+    /// Hides the `footprint` bytes at `offset` from the guest: one mapping as it was made, in whole pages.
+    ///
+    /// # Errors
+    /// The errno that the device gets; the mapping is still there then.
+    fn unmap(&mut self, region: RegionKey, offset: u64, footprint: u64) -> Result<(), Error>;
+
+    /// Hides everything in a region of `len` bytes.
+    ///
+    /// # Errors
+    /// What keeps mappings in place; the service then unmaps one by one.
+    fn clear(&mut self, region: RegionKey, len: u64) -> Result<(), Error>;
+}
+
+/// A region's reserved range of host addresses, shared between the service and whoever shows it to the guest.
+///
+/// Clones are the same range. It goes when the last of them goes, so that a memslot's owner holds one as long as the slot.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    mapping: Arc<MemoryMappingArena>,
+}
+
+impl Arena {
+    /// Reserves `len` bytes, a multiple of the page size. Nothing can be read or written there.
+    ///
+    /// # Errors
+    /// EINVAL for 0 or a length that is no multiple, ENOMEM where there is no address space left.
+    pub fn new(len: u64) -> Result<Self, Error> {
+        let len = usize::try_from(len).map_err(|_| Error::new(libc::ENOMEM))?;
+        Ok(Self {
+            mapping: Arc::new(MemoryMappingArena::new(len)?),
+        })
+    }
+
+    /// The range's first address.
+    pub fn host_address(&self) -> u64 {
+        self.mapping.as_ptr().expose_provenance() as u64
+    }
+
+    /// The range's bytes.
+    pub fn len(&self) -> u64 {
+        self.mapping.size() as u64
+    }
+
+    /// Returns whether the range is empty: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes out of what is mapped.
+    ///
+    /// # Errors
+    /// EFAULT where nothing is mapped or the file behind it has become shorter; ERANGE outside the range.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.mapping.read_at(place(offset)?, buffer)
+    }
+
+    /// Copies bytes into what is mapped.
+    ///
+    /// # Errors
+    /// EFAULT where nothing is mapped, it is read-only, or the file behind it has become shorter; ERANGE outside the range.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.mapping.write_at(place(offset)?, bytes)
+    }
+
+    fn map(
+        &self,
+        offset: u64,
+        len: u64,
+        descriptor: &SafeDescriptor,
+        file_offset: u64,
+        protection: Protection,
+    ) -> Result<(), Error> {
+        let mapping: &MemoryMappingArena = &self.mapping;
+        mapping.add_fd_mapping(
+            place(offset)?,
+            place(len)?,
+            descriptor,
+            file_offset,
+            protection,
+        )
+    }
+
+    fn unmap(&self, offset: u64, footprint: u64) -> Result<(), Error> {
+        let mapping: &MemoryMappingArena = &self.mapping;
+        mapping.remove_mapping(place(offset)?, place(footprint)?)
+    }
+}
+
+fn place(offset: u64) -> Result<usize, Error> {
+    usize::try_from(offset).map_err(|_| Error::new(libc::ERANGE))
+}
+
+/// The provided [`Vm`]: each region is an arena, a map and an unmap are one `mmap` each.
+///
+/// It maps descriptors, those of Vulkan allocations too where the kernel can map them (a dma-buf, say). Memory of this process is
+/// ENOTSUP: it has no descriptor.
+#[derive(Debug, Default)]
+pub struct ArenaVm {
+    arenas: HashMap<RegionKey, Arena>,
+}
+
+impl ArenaVm {
+    /// Makes one without regions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn arena(&self, region: RegionKey) -> Result<&Arena, Error> {
+        self.arenas.get(&region).ok_or(Error::new(libc::ENXIO))
+    }
+}
+
+impl Vm for ArenaVm {
+    fn add_region(&mut self, region: RegionKey, config: &RegionConfig) -> Result<(), Error> {
+        let arena = match &config.arena {
+            Some(arena) => arena.clone(),
+            None => Arena::new(config.len)?,
+        };
+        if arena.len() != config.len {
+            return Err(Error::new(libc::EINVAL));
+        }
+        self.arenas.insert(region, arena);
+        Ok(())
+    }
+
+    fn remove_region(&mut self, region: RegionKey) {
+        self.arenas.remove(&region);
+    }
+
+    fn map(&mut self, operation: &MapOperation<'_>) -> Result<(), Error> {
+        let arena = self.arena(operation.region)?;
+        let (descriptor, offset) = match operation.source {
+            MapSource::Descriptor { descriptor, offset } => (descriptor, offset),
+            MapSource::Vulkan { descriptor, .. } => (descriptor, 0),
+            MapSource::External { .. } => return Err(Error::new(libc::ENOTSUP)),
+        };
+        arena.map(
+            operation.offset,
+            operation.len,
+            descriptor,
+            offset,
+            operation.protection,
+        )
+    }
+
+    fn unmap(&mut self, region: RegionKey, offset: u64, footprint: u64) -> Result<(), Error> {
+        self.arena(region)?.unmap(offset, footprint)
+    }
+
+    fn clear(&mut self, region: RegionKey, len: u64) -> Result<(), Error> {
+        self.arena(region)?.unmap(0, len)
+    }
+}
