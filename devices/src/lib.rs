@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The vhost-user frontend as a jailed device process, and the reference backends.
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
