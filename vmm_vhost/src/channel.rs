@@ -25,9 +25,11 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use base::AsRawDescriptor;
 use base::Error as Errno;
+use base::RateLimit;
 use base::RawDescriptor;
 use base::ReadNotifier;
 use base::SafeDescriptor;
@@ -150,7 +152,12 @@ pub struct RequestChannel {
     broken: bool,
     stats: ChannelStats,
     last_refused: Option<Refused>,
+    log_limit: RateLimit,
 }
+
+/// How many refusals in a row are logged, and how often one more.
+const LOG_BURST: u32 = 10;
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
@@ -176,6 +183,7 @@ impl RequestChannel {
             broken: false,
             stats: ChannelStats::default(),
             last_refused: None,
+            log_limit: RateLimit::new(LOG_BURST, LOG_INTERVAL),
         })
     }
 
@@ -357,7 +365,11 @@ impl RequestChannel {
     }
 
     fn note_refused(&mut self, code: RequestCode, refusal: Refusal, answered: bool) {
-        self.stats.count_refused(refusal.errno());
+        let errno = refusal.errno();
+        self.stats.count_refused(errno);
+        if let Some(unsaid) = self.log_limit.permit() {
+            base::warn!(errno = errno.errno(), unsaid, "refused {code}: {refusal}");
+        }
         self.last_refused = Some(Refused {
             code,
             ordinal: self.stats.refused,

@@ -13,11 +13,13 @@
 pub mod message;
 
 mod channel;
+mod client;
 mod connection;
 mod gate;
 mod refusal;
 mod replies;
 mod request;
+mod server;
 mod stats;
 #[cfg(test)]
 mod testing;
@@ -28,6 +30,11 @@ pub use channel::Flush;
 pub use channel::Incoming;
 pub use channel::RequestChannel;
 pub use channel::Ticket;
+pub use client::Ack;
+pub use client::ClientError;
+pub use client::FrontendClient;
+pub use client::Outgoing;
+pub use client::Reply;
 pub use connection::Connection;
 pub use connection::ConnectionError;
 pub use connection::Flaw;
@@ -46,4 +53,7 @@ pub use request::ShmemMap;
 pub use request::ShmemUnmap;
 pub use request::Uuid;
 pub use request::VringHostNotifier;
+pub use server::FrontendHandler;
+pub use server::FrontendServer;
+pub use server::HandlerResult;
 pub use stats::ChannelStats;
