@@ -1,0 +1,511 @@
+//! The worker: the thread of a device process that serves the backend's request channel.
+//!
+//! It waits in one place for everything (the kill event, commands of the main thread, the request channel, the answers
+//! of the mapping service, the hang-up of the main channel) and blocks on none of them. A backend that stalls, a VMM
+//! that is stopped, a main thread that waits for the backend: none keeps it from the kill event, and what waits is
+//! bounded: a number of requests, one unsent batch, one socket buffer of replies.
+//!
+//! An accepted request costs no heap allocation and no line in the log. Requests that are ready together travel to the
+//! service together; a request that comes alone leaves at once, and a backend that is seen to send ahead is read until
+//! its socket is empty or a batch is full.
+//!
+//! A refused request is answered and the channel lives on. A header that can't be trusted for framing, the backend's
+//! hang-up and a failing socket end the channel, not the worker: the device's mappings go, the VMM is told, and another
+//! channel may be opened. The end of the main channel, of the memory tube or the kill event ends the worker.
+
+mod command;
+mod events;
+mod service;
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use base::Event;
+use base::EventToken;
+use base::EventType;
+use base::RateLimit;
+use base::SafeDescriptor;
+use base::Tube;
+use base::WaitContext;
+use base::packet::PacketTube;
+use vm_control::Generation;
+use vm_control::MAX_BATCH;
+use vm_control::VmMemoryDestination;
+use vm_control::VmMemoryRequest;
+use vm_control::VmMemorySource;
+use vm_control::api::BatchClient;
+use vmm_vhost::BackendRequest;
+use vmm_vhost::Incoming;
+use vmm_vhost::Received;
+use vmm_vhost::RequestChannel;
+use vmm_vhost::Ticket;
+use vmm_vhost::message::Dialect;
+use vmm_vhost::message::RequestCode;
+
+use self::command::Action;
+use self::command::Command;
+pub use self::command::CommandError;
+pub use self::command::WorkerHandle;
+use self::events::EventSender;
+use crate::control::RefusedRequest;
+use crate::control::WorkerStats;
+
+/// The most requests that wait for the service's answers; beyond it the channel is not read.
+pub const MAX_IN_FLIGHT: usize = 256;
+
+/// Reads of the channel between two looks at the other sources.
+const READS_PER_WAKE: usize = MAX_BATCH;
+
+/// Reads after which a channel that is to be held counts as drained, whatever more its peer sends.
+const READS_PER_DRAIN: usize = 4096;
+
+/// One report of a refused request to the VMM, and one line in the log, in this time; a few more at once.
+const REFUSAL_PERIOD: Duration = Duration::from_millis(200);
+const REFUSAL_BURST: u32 = 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EventToken)]
+enum Token {
+    Kill,
+    Command,
+    Channel,
+    Memory,
+    MainChannel,
+    Events,
+}
+
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerExit {
+    /// It was told to.
+    Killed,
+    /// The backend closed the main channel.
+    MainChannelClosed,
+    /// The service closed the memory tube, or answered what was not asked.
+    ServiceGone,
+    /// A system call failed that can't fail.
+    Failed(base::Error),
+}
+
+/// What a worker works with.
+pub struct WorkerConfig {
+    /// The tube to the mapping service.
+    pub memory: Tube,
+    /// The generation that the service starts with.
+    pub generation: Generation,
+    /// The tube for what the worker tells the VMM of its own accord.
+    pub events: PacketTube,
+    /// Signalled when the device's configuration space has changed.
+    pub interrupt: Event,
+    /// A duplicate of the main channel's socket; only its hang-up is looked at.
+    pub main_channel: SafeDescriptor,
+}
+
+/// What is done with requests that would change the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    /// They go to the service.
+    Serve,
+    /// They are answered with ECANCELED.
+    Cancel,
+    /// They are not read.
+    Hold,
+}
+
+/// What the service was asked, in the order of its answers.
+struct Waiting {
+    /// Nobody waits for the answer to what the worker asks of its own accord.
+    ticket: Option<Ticket>,
+    what: What,
+    request: RefusedRequest,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Map,
+    Unmap,
+    UnregisterAll,
+}
+
+/// The worker's state. [`WorkerHandle::start`] gives it a thread.
+pub struct Worker {
+    wait: WaitContext<Token>,
+    command_event: Event,
+    channel: Option<RequestChannel>,
+    channel_interest: Option<EventType>,
+    channel_refusals: u64,
+    service: BatchClient,
+    memory_interest: EventType,
+    waiting: VecDeque<Waiting>,
+    /// The device's mappings are to be dropped before anything else is asked of the service.
+    unregister_all: bool,
+    intake: Intake,
+    events: EventSender,
+    events_interest: bool,
+    interrupt: Event,
+    active: bool,
+    config_change_waits: bool,
+    /// Keeps the descriptor open that the wait context watches for a hang-up.
+    _main_channel: SafeDescriptor,
+    log: RateLimit,
+    stats: WorkerStats,
+}
+
+impl Worker {
+    /// Makes a worker with everything that it needs descriptors for.
+    ///
+    /// # Errors
+    /// What creating an event or a wait context fails with.
+    pub fn new(config: WorkerConfig) -> Result<Self, base::Error> {
+        let command_event = Event::new()?;
+        let service = BatchClient::new(config.memory, config.generation);
+        let wait = WaitContext::build_with(&[
+            (&command_event, Token::Command),
+            (&service, Token::Memory),
+        ])?;
+        // Interest in nothing still reports a hang-up.
+        wait.add_for_event(&config.main_channel, EventType::None, Token::MainChannel)?;
+        let refusals = || RateLimit::new(REFUSAL_BURST, REFUSAL_PERIOD);
+        Ok(Self {
+            wait,
+            command_event,
+            channel: None,
+            channel_interest: None,
+            channel_refusals: 0,
+            service,
+            memory_interest: EventType::Read,
+            waiting: VecDeque::with_capacity(MAX_IN_FLIGHT + MAX_BATCH + 1),
+            unregister_all: false,
+            intake: Intake::Serve,
+            events: EventSender::new(config.events, refusals()),
+            events_interest: false,
+            interrupt: config.interrupt,
+            active: false,
+            config_change_waits: false,
+            _main_channel: config.main_channel,
+            log: refusals(),
+            stats: WorkerStats::default(),
+        })
+    }
+
+    fn command_event(&self) -> Result<Event, base::Error> {
+        self.command_event.try_clone()
+    }
+
+    /// Serves until something ends it.
+    fn run(mut self, kill: &Event, commands: &mpsc::Receiver<Command>) -> WorkerExit {
+        if let Err(error) = self.wait.add(kill, Token::Kill) {
+            return WorkerExit::Failed(error);
+        }
+        loop {
+            match self.wake(commands) {
+                Ok(None) => {}
+                Ok(Some(exit)) => return exit,
+                Err(error) => return WorkerExit::Failed(error),
+            }
+        }
+    }
+
+    /// Waits once and does what there is to do.
+    fn wake(
+        &mut self,
+        commands: &mpsc::Receiver<Command>,
+    ) -> Result<Option<WorkerExit>, base::Error> {
+        let mut channel_ready = false;
+        let mut memory_ready = false;
+        let mut command_ready = false;
+        for event in &self.wait.wait()? {
+            match event.token {
+                Token::Kill => return Ok(Some(WorkerExit::Killed)),
+                Token::MainChannel => return Ok(Some(WorkerExit::MainChannelClosed)),
+                Token::Command => command_ready = true,
+                Token::Memory => memory_ready |= event.is_readable || event.is_hungup,
+                Token::Channel => channel_ready |= event.is_readable || event.is_hungup,
+                Token::Events => self.events.flush(),
+            }
+        }
+        if memory_ready && let Some(exit) = self.take_answers() {
+            return Ok(Some(exit));
+        }
+        if command_ready {
+            self.command_event.wait()?;
+            while let Ok(command) = commands.try_recv() {
+                self.carry_out(command)?;
+            }
+        }
+        if channel_ready && self.intake != Intake::Hold {
+            self.read_channel();
+        } else {
+            // The answers may have made room for requests that were read before.
+            self.decode();
+        }
+        if let Some(exit) = self.ask_service() {
+            return Ok(Some(exit));
+        }
+        self.flush_replies();
+        self.update_interest()?;
+        Ok(None)
+    }
+
+    fn carry_out(&mut self, command: Command) -> Result<(), base::Error> {
+        match command.action {
+            Action::Open(channel) => self.open(*channel)?,
+            Action::SetActive(active) => self.set_active(active),
+            Action::Cancel => self.intake = Intake::Cancel,
+            Action::Hold => {
+                self.intake = Intake::Cancel;
+                self.drain();
+                self.intake = Intake::Hold;
+            }
+            Action::Resume(generation) => {
+                self.service.set_generation(generation);
+                self.intake = Intake::Serve;
+            }
+            Action::Stats => {}
+        }
+        // The main thread may have given up on the answer, since it is ending.
+        let _ = command.answer.send(self.stats());
+        Ok(())
+    }
+
+    fn stats(&self) -> WorkerStats {
+        WorkerStats {
+            in_flight: u32::try_from(self.waiting.len()).unwrap_or(u32::MAX),
+            channel_open: self.channel.is_some(),
+            ..self.stats
+        }
+    }
+
+    fn open(&mut self, channel: RequestChannel) -> Result<(), base::Error> {
+        if self.channel.is_some() {
+            self.drop_channel()?;
+        }
+        self.channel_refusals = 0;
+        self.stats.channels = self.stats.channels.saturating_add(1);
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    fn set_active(&mut self, active: bool) {
+        self.active = active;
+        if active && self.config_change_waits {
+            self.deliver_config_change();
+        }
+    }
+
+    /// Reads the channel as far as is due in one wake and handles what is complete.
+    fn read_channel(&mut self) {
+        // Whoever sends before the last answer is there sends ahead: look for more before asking the service.
+        let reads = if self.waiting.is_empty() {
+            1
+        } else {
+            READS_PER_WAKE
+        };
+        for _ in 0..reads {
+            let Some(channel) = &mut self.channel else {
+                return;
+            };
+            let received = channel.receive();
+            match received {
+                Ok(Received::Bytes(_)) => self.decode(),
+                Ok(Received::WouldBlock | Received::Full) => {
+                    self.decode();
+                    return;
+                }
+                Err(error) => {
+                    // What was complete before the end still counts.
+                    self.decode();
+                    self.close_channel(&error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Cancels everything that the channel's socket holds now.
+    fn drain(&mut self) {
+        for _ in 0..READS_PER_DRAIN {
+            let Some(channel) = &mut self.channel else {
+                return;
+            };
+            let received = channel.receive();
+            self.decode();
+            match received {
+                Ok(Received::Bytes(_)) => {}
+                Ok(Received::WouldBlock) => return,
+                Ok(Received::Full) => {
+                    self.flush_replies();
+                    if !self
+                        .channel
+                        .as_ref()
+                        .is_some_and(RequestChannel::wants_read)
+                    {
+                        return;
+                    }
+                }
+                Err(error) => return self.close_channel(&error),
+            }
+        }
+    }
+
+    /// Handles the complete requests that were read, as long as there is room for what they ask.
+    fn decode(&mut self) {
+        while self.has_room() {
+            let Some(channel) = &mut self.channel else {
+                return;
+            };
+            let next = channel.next_request();
+            self.note_refusals();
+            match next {
+                Ok(Some(incoming)) => self.handle(incoming),
+                Ok(None) => return,
+                Err(error) => return self.close_channel(&error),
+            }
+        }
+    }
+
+    /// Whether one more request can be taken, whatever it is.
+    fn has_room(&mut self) -> bool {
+        match self.intake {
+            Intake::Hold => false,
+            Intake::Cancel => true,
+            Intake::Serve => {
+                self.push_unregister_all();
+                !self.unregister_all
+                    && self.waiting.len() < MAX_IN_FLIGHT
+                    && (!self.service.is_full() || self.send_batch().is_ok_and(|sent| sent))
+            }
+        }
+    }
+
+    fn handle(&mut self, incoming: Incoming) {
+        self.stats.requests += 1;
+        let code = code_of(&incoming.request);
+        let ticket = incoming.ticket;
+        match incoming.request {
+            BackendRequest::ConfigChange => {
+                self.stats.config_changes += 1;
+                if self.active {
+                    self.deliver_config_change();
+                } else {
+                    self.config_change_waits = true;
+                }
+                self.complete(ticket, Ok(0));
+            }
+            BackendRequest::ShmemMap(map) => {
+                let at = place(code, map.shmid, map.shm_offset, map.len);
+                let request = VmMemoryRequest::RegisterMemory {
+                    source: VmMemorySource::Descriptor {
+                        descriptor: map.descriptor,
+                        offset: map.fd_offset,
+                    },
+                    dest: destination(&at),
+                    len: map.len,
+                    prot: map.protection,
+                };
+                self.ask(ticket, What::Map, at, request);
+            }
+            BackendRequest::GpuMap(map) => {
+                let at = place(code, map.shmid, map.shm_offset, map.len);
+                let request = VmMemoryRequest::RegisterMemory {
+                    source: VmMemorySource::Vulkan {
+                        descriptor: map.descriptor,
+                        handle_type: map.handle_type,
+                        memory_idx: map.memory_idx,
+                        device_uuid: map.device_uuid,
+                        driver_uuid: map.driver_uuid,
+                    },
+                    dest: destination(&at),
+                    len: map.len,
+                    prot: base::Protection::read_write(),
+                };
+                self.ask(ticket, What::Map, at, request);
+            }
+            BackendRequest::ShmemUnmap(unmap) => {
+                let at = place(code, unmap.shmid, unmap.shm_offset, unmap.len);
+                let request = VmMemoryRequest::UnregisterMemory {
+                    dest: destination(&at),
+                    len: unmap.len,
+                };
+                self.ask(ticket, What::Unmap, at, request);
+            }
+            BackendRequest::ExternalMap(map) => {
+                // The pointer would be one of this process, which is not the backend's.
+                let at = place(code, map.shmid, map.shm_offset, map.len);
+                self.refuse(Some(ticket), at, libc::EPERM);
+            }
+            // Their features are not acknowledged, so that the channel has refused them before.
+            BackendRequest::IotlbMiss(_)
+            | BackendRequest::IotlbAccessFail(_)
+            | BackendRequest::VringHostNotifier(_)
+            | BackendRequest::VringCall(_)
+            | BackendRequest::VringErr(_)
+            | BackendRequest::SharedObjectAdd(_)
+            | BackendRequest::SharedObjectRemove(_)
+            | BackendRequest::SharedObjectLookup(_) => {
+                self.refuse(Some(ticket), place(code, 0, 0, 0), libc::ENOSYS);
+            }
+        }
+    }
+
+    /// Passes a request on to the service, with the next batch.
+    fn ask(&mut self, ticket: Ticket, what: What, at: RefusedRequest, request: VmMemoryRequest) {
+        if self.intake != Intake::Serve {
+            return self.refuse(Some(ticket), at, libc::ECANCELED);
+        }
+        if self.service.push(request).is_err() {
+            // `has_room` was asked before the request was taken.
+            return self.refuse(Some(ticket), at, libc::EAGAIN);
+        }
+        self.waiting.push_back(Waiting {
+            ticket: Some(ticket),
+            what,
+            request: at,
+        });
+    }
+}
+
+/// The code by which a request came.
+fn code_of(request: &BackendRequest) -> u32 {
+    let code = match request {
+        BackendRequest::IotlbMiss(_) | BackendRequest::IotlbAccessFail(_) => RequestCode::IOTLB,
+        BackendRequest::ConfigChange => RequestCode::CONFIG_CHANGE,
+        BackendRequest::VringHostNotifier(_) => RequestCode::VRING_HOST_NOTIFIER,
+        BackendRequest::VringCall(_) => RequestCode::VRING_CALL,
+        BackendRequest::VringErr(_) => RequestCode::VRING_ERR,
+        BackendRequest::SharedObjectAdd(_) => RequestCode::SHARED_OBJECT_ADD,
+        BackendRequest::SharedObjectRemove(_) => RequestCode::SHARED_OBJECT_REMOVE,
+        BackendRequest::SharedObjectLookup(_) => RequestCode::SHARED_OBJECT_LOOKUP,
+        BackendRequest::ShmemMap(map) => match map.dialect {
+            Dialect::Standard => RequestCode::SHMEM_MAP,
+            Dialect::Crosvm => RequestCode::CROSVM_SHMEM_MAP,
+        },
+        BackendRequest::ShmemUnmap(unmap) => match unmap.dialect {
+            Dialect::Standard => RequestCode::SHMEM_UNMAP,
+            Dialect::Crosvm => RequestCode::CROSVM_SHMEM_UNMAP,
+        },
+        BackendRequest::GpuMap(_) => RequestCode::GPU_MAP,
+        BackendRequest::ExternalMap(_) => RequestCode::EXTERNAL_MAP,
+    };
+    code.0
+}
+
+fn place(code: u32, shmid: u8, offset: u64, len: u64) -> RefusedRequest {
+    RefusedRequest {
+        code,
+        errno: base::Error::new(0),
+        shmid,
+        offset,
+        len,
+    }
+}
+
+fn destination(at: &RefusedRequest) -> VmMemoryDestination {
+    VmMemoryDestination {
+        shmid: at.shmid,
+        offset: at.offset,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! What the worker tells the VMM of its own accord, without ever waiting for it.
+//!
+//! The event tube may be full for as long as the VMM likes. What can't be sent is remembered in one place a kind, so
+//! that a backend that causes events can't make them pile up: a config change is a flag, a refusal is the last one with
+//! a count, the end of a channel is its last reason.
+
+use base::AsRawDescriptor;
+use base::RateLimit;
+use base::RawDescriptor;
+use base::TubeError;
+use base::packet::PacketTube;
+
+use crate::control::ChannelClosed;
+use crate::control::DeviceEvent;
+use crate::control::RefusedRequest;
+
+/// The sending half of the event tube.
+pub(super) struct EventSender {
+    tube: PacketTube,
+    limit: RateLimit,
+    open: bool,
+    config_changed: bool,
+    refused: Option<RefusedRequest>,
+    suppressed: u64,
+    closed: Option<ChannelClosed>,
+}
+
+impl EventSender {
+    /// Sends events on `tube`; refusals no more often than `limit` allows.
+    pub(super) fn new(tube: PacketTube, limit: RateLimit) -> Self {
+        Self {
+            tube,
+            limit,
+            open: true,
+            config_changed: false,
+            refused: None,
+            suppressed: 0,
+            closed: None,
+        }
+    }
+
+    pub(super) fn config_changed(&mut self) {
+        self.config_changed = true;
+        self.flush();
+    }
+
+    pub(super) fn refused(&mut self, refused: RefusedRequest) {
+        if let Some(waiting) = &mut self.refused {
+            // What waits is always the last one.
+            *waiting = refused;
+            self.suppressed = self.suppressed.saturating_add(1);
+        } else if let Some(suppressed) = self.limit.permit() {
+            self.refused = Some(refused);
+            self.suppressed = suppressed;
+            self.flush();
+        }
+    }
+
+    pub(super) fn channel_closed(&mut self, reason: ChannelClosed) {
+        self.closed = Some(reason);
+        self.flush();
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub(super) fn flush(&mut self) {
+        if self.config_changed && self.try_send(&DeviceEvent::ConfigChanged) {
+            self.config_changed = false;
+        }
+        if let Some(refused) = self.refused {
+            let event = DeviceEvent::RequestRefused {
+                refused,
+                suppressed: self.suppressed,
+            };
+            if self.try_send(&event) {
+                self.refused = None;
+                self.suppressed = 0;
+            }
+        }
+        if let Some(reason) = self.closed.take() {
+            let event = DeviceEvent::ChannelClosed { reason };
+            if !self.try_send(&event)
+                && let DeviceEvent::ChannelClosed { reason } = event
+            {
+                self.closed = Some(reason);
+            }
+        }
+    }
+
+    /// Whether there is something to send once there is room.
+    pub(super) fn wants_write(&self) -> bool {
+        self.open && (self.config_changed || self.refused.is_some() || self.closed.is_some())
+    }
+
+    /// Returns true if the event needs no further attempt.
+    fn try_send(&mut self, event: &DeviceEvent) -> bool {
+        if !self.open {
+            return true;
+        }
+        match self.tube.try_send(event) {
+            Ok(()) => true,
+            Err(TubeError::WouldBlock) => false,
+            // The VMM is gone, or does not care. The control tube decides which.
+            Err(_) => {
+                self.open = false;
+                true
+            }
+        }
+    }
+}
+
+impl AsRawDescriptor for EventSender {
+    fn as_raw_descriptor(&self) -> RawDescriptor {
+        self.tube.as_raw_descriptor()
+    }
+}
