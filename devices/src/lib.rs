@@ -2,7 +2,8 @@
 //!
 //! A device process speaks to one backend. Its main thread serves the VMM's control tube and is the only one that waits
 //! for the backend ([`VhostUserFrontend`](vhost_user_frontend::VhostUserFrontend)); its worker thread serves the
-//! backend's request channel and passes map requests to the VMM's mapping service ([`worker`]).
+//! backend's request channel and passes map requests to the VMM's mapping service ([`worker`]). The VMM holds a
+//! [`DeviceProcess`](device_process::DeviceProcess).
 //!
 //! This crate does not know which hypervisor there is, and it maps nothing itself.
 
@@ -10,6 +11,7 @@
 
 pub mod backend;
 pub mod control;
+pub mod device_process;
 pub mod exit;
 pub mod shmem_config;
 pub mod vhost_user_frontend;

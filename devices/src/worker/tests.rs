@@ -482,16 +482,16 @@ fn answer_for_a_closed_channel_does_not_reach_the_next_one() {
 
     let second = bench.channel();
     send(&second, UNMAP, NEED_REPLY, &mmap(0, 0, PAGE, 0), None);
-    // The first answer belongs to the closed channel's map, the second to the order to drop everything.
-    let refusal = VmMemoryResponse::Err(base::Error::new(libc::EEXIST));
-    for response in [refusal, VmMemoryResponse::Ok, VmMemoryResponse::Ok] {
-        bench
-            .memory
-            .send(&ResponseBatch {
-                responses: [response].into_iter().collect(),
-            })
-            .unwrap();
-    }
+    // The first answer belongs to the closed channel's map, the next ones to the order to drop everything and to the unmap.
+    bench
+        .memory
+        .send(&ResponseBatch {
+            responses: [VmMemoryResponse::Err(base::Error::new(libc::EEXIST))]
+                .into_iter()
+                .collect(),
+        })
+        .unwrap();
+    bench.grant(2);
     assert_eq!(read_reply(&second), (UNMAP, 0));
 }
 

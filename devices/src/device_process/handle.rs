@@ -1,0 +1,475 @@
+//! The VMM's handle of a device process.
+//!
+//! Nothing that comes back is believed beyond its shape, and nothing is waited for longer than the deadline: a process
+//! that misses it, or that answers what was not asked, is killed. What it had mapped goes with it, since the mapping
+//! service sees the end of its tube.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base::Event;
+use base::Tube;
+use base::TubeError;
+use base::packet::PacketTube;
+use jail::ExitReport;
+use jail::JailedChild;
+use jail::Program;
+use jail::SpawnRequest;
+use jail::Spawner;
+use jail::Stderr;
+use remain::sorted;
+use thiserror::Error;
+use vm_control::DeviceId;
+use vm_control::Generation;
+use vm_control::ServiceHandle;
+
+use super::args::POLICY_DIR;
+use super::args::SandboxOptions;
+use crate::control::Activation;
+use crate::control::BackendInfo;
+use crate::control::ConnectOptions;
+use crate::control::ControlRequest;
+use crate::control::ControlResponse;
+use crate::control::DeviceEvent;
+use crate::control::MAX_CONFIG_BYTES;
+use crate::control::RegionSource;
+use crate::control::VringBase;
+use crate::control::WorkerStats;
+use crate::shmem_config;
+use crate::shmem_config::ShmemConfigError;
+
+/// How long a call waits for the device process, and so for the backend, before the process is killed.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a call of [`DeviceProcess`] can fail with.
+#[sorted]
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A piece of configuration space is longer than one call can carry.
+    #[error("configuration space: {len} bytes are more than the {MAX_CONFIG_BYTES} of one call")]
+    ConfigLength {
+        /// The length.
+        len: usize,
+    },
+    /// The process did not answer in time and was killed.
+    #[error("device process {pid} did not answer {call} within {deadline:?} and was killed")]
+    Deadline {
+        /// The process.
+        pid: u32,
+        /// The call.
+        call: &'static str,
+        /// How long it had.
+        deadline: Duration,
+    },
+    /// The process has ended.
+    #[error("device process {pid} has ended")]
+    Ended {
+        /// The process.
+        pid: u32,
+    },
+    /// The event tube failed.
+    #[error("event tube of device process {pid}")]
+    Events {
+        /// The process.
+        pid: u32,
+        /// How.
+        source: TubeError,
+    },
+    /// The mapping service did not reset the device.
+    #[error("the mapping service did not reset the device")]
+    Service(#[source] vm_control::ServiceError),
+    /// The process reports regions that its backend should not have got past it with.
+    #[error("device process {pid} reports regions that it should have refused; it was killed")]
+    ShmemConfig {
+        /// The process.
+        pid: u32,
+        /// What is wrong with them.
+        source: ShmemConfigError,
+    },
+    /// The process could not be started.
+    #[error("the device process could not be started")]
+    Spawn(#[source] jail::SpawnError),
+    /// A tube to the process could not be made.
+    #[error("no tube to a device process")]
+    Tube(#[source] TubeError),
+    /// The process answered something else than was asked, and was killed.
+    #[error("device process {pid} answered {call} with something else and was killed")]
+    Unexpected {
+        /// The process.
+        pid: u32,
+        /// The call.
+        call: &'static str,
+    },
+    /// The process reports that the call failed. It goes on, unless it has ended since.
+    #[error("{call}: {message}")]
+    Unsuccessful {
+        /// The call.
+        call: &'static str,
+        /// What it reports.
+        message: String,
+    },
+}
+
+impl Error {
+    /// Whether the process is gone, or was killed, because of this.
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::Deadline { .. }
+                | Self::Ended { .. }
+                | Self::ShmemConfig { .. }
+                | Self::Spawn(_)
+                | Self::Tube(_)
+                | Self::Unexpected { .. }
+        )
+    }
+}
+
+/// What a device process is started with.
+#[derive(Debug)]
+pub struct DeviceProcessConfig {
+    /// The device's name, for logs and reports.
+    pub name: String,
+    /// The program that serves `device`; without one, the program that is running now.
+    pub program: Option<PathBuf>,
+    /// The main channel: a stream socket that is connected to the backend.
+    pub backend: OwnedFd,
+    /// The device's end of its tube to the mapping service.
+    pub memory: Tube,
+    /// Signalled when the device's configuration space has changed. Keep a clone.
+    pub interrupt: Event,
+    /// How it is jailed.
+    pub sandbox: SandboxOptions,
+    /// How the main channel is set up.
+    pub connect: ConnectOptions,
+    /// How long each call may take.
+    pub deadline: Duration,
+}
+
+impl DeviceProcessConfig {
+    /// Names what has no default: the full jail, this program and [`DEFAULT_DEADLINE`] are the others.
+    pub fn new(name: impl Into<String>, backend: OwnedFd, memory: Tube, interrupt: Event) -> Self {
+        Self {
+            name: name.into(),
+            program: None,
+            backend,
+            memory,
+            interrupt,
+            sandbox: SandboxOptions::default(),
+            connect: ConnectOptions::default(),
+            deadline: DEFAULT_DEADLINE,
+        }
+    }
+}
+
+/// A running device process. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct DeviceProcess {
+    child: JailedChild,
+    control: Tube,
+    events: PacketTube,
+    connect: ConnectOptions,
+    deadline: Duration,
+    report: Option<ExitReport>,
+}
+
+impl DeviceProcess {
+    /// Starts the process and returns once it is within its jail; the backend has not been spoken to.
+    ///
+    /// # Errors
+    /// [`Error::Tube`]; [`Error::Spawn`], which says which step of the jail failed.
+    pub fn spawn(spawner: &Spawner, config: DeviceProcessConfig) -> Result<Self, Error> {
+        let (control, their_control) = Tube::pair().map_err(Error::Tube)?;
+        let (events, their_events) = Tube::pair().map_err(Error::Tube)?;
+        control
+            .set_recv_timeout(Some(config.deadline))
+            .map_err(Error::Tube)?;
+        control
+            .set_send_timeout(Some(config.deadline))
+            .map_err(Error::Tube)?;
+        let mut arguments = vec![OsString::from("device")];
+        if let Some(dir) = &config.sandbox.policy_dir {
+            arguments.extend([OsString::from(POLICY_DIR), dir.clone().into_os_string()]);
+        }
+        let child = spawner
+            .spawn(SpawnRequest {
+                name: &config.name,
+                program: match &config.program {
+                    Some(path) => Program::Path(path),
+                    None => Program::SelfExe,
+                },
+                arguments: &arguments,
+                descriptors: &[
+                    ("backend", config.backend.as_fd()),
+                    ("control", their_control.as_fd()),
+                    ("memory", config.memory.as_fd()),
+                    ("event", their_events.as_fd()),
+                    ("interrupt", config.interrupt.as_fd()),
+                ],
+                level: config.sandbox.level,
+                violation: config.sandbox.violation,
+                environment: &[],
+                stderr: Stderr::Inherit,
+            })
+            .map_err(Error::Spawn)?;
+        Ok(Self {
+            child,
+            control,
+            events: PacketTube::new(events),
+            connect: config.connect,
+            deadline: config.deadline,
+            report: None,
+        })
+    }
+
+    /// Sets up the main channel and returns what the backend is like.
+    ///
+    /// # Errors
+    /// [`Error::Unsuccessful`] if the backend is not fit to be used; the fatal ones.
+    pub fn connect(&mut self) -> Result<BackendInfo, Error> {
+        const CALL: &str = "connect";
+        let request = ControlRequest::Connect(self.connect.clone());
+        match self.call(CALL, &request)? {
+            ControlResponse::Connected(info) => self.check_regions(info),
+            _ => Err(self.unexpected(CALL)),
+        }
+    }
+
+    /// Gives the backend its request channel, which is served from then on. The regions must be registered.
+    ///
+    /// # Errors
+    /// [`Error::Unsuccessful`] if the backend does not take it, or has had its last one; the fatal ones.
+    pub fn start(&mut self) -> Result<(), Error> {
+        self.call_done("start", &ControlRequest::Start)
+    }
+
+    /// Tells the backend that the driver is ready, with its features, memory and queues.
+    ///
+    /// A config change that came before is delivered now.
+    ///
+    /// # Errors
+    /// [`Error::Unsuccessful`] if a queue can't be, or the backend refuses; the fatal ones.
+    pub fn activate(&mut self, activation: Activation) -> Result<(), Error> {
+        self.call_done("activate", &ControlRequest::Activate(activation))
+    }
+
+    /// Stops the queues and returns where each of them stands. Mappings stay.
+    ///
+    /// # Errors
+    /// [`Error::Unsuccessful`] if the backend refuses; the fatal ones.
+    pub fn deactivate(&mut self) -> Result<Vec<VringBase>, Error> {
+        const CALL: &str = "deactivate";
+        match self.call(CALL, &ControlRequest::Deactivate)? {
+            ControlResponse::Stopped(bases) => Ok(bases),
+            _ => Err(self.unexpected(CALL)),
+        }
+    }
+
+    /// Resets the device and returns the generation that it is in from now on.
+    ///
+    /// When it returns, none of the device's mappings is left, whatever else went wrong, and no request of before will
+    /// make one.
+    ///
+    /// # Errors
+    /// [`Error::Service`] if the service does not know the device; [`Error::Unsuccessful`] if the backend did not follow
+    /// (the mappings are gone all the same); the fatal ones.
+    pub fn reset(
+        &mut self,
+        service: &ServiceHandle,
+        device: DeviceId,
+    ) -> Result<Generation, Error> {
+        let reset = self.call_done("reset", &ControlRequest::Reset);
+        let generation = service.reset_device(device).map_err(Error::Service)?;
+        if let Err(error) = &reset
+            && error.is_fatal()
+        {
+            return reset.map(|()| generation);
+        }
+        self.call_done("resume", &ControlRequest::Resume { generation })?;
+        reset.map(|()| generation)
+    }
+
+    /// Reads `len` bytes of the device's configuration space.
+    ///
+    /// # Errors
+    /// [`Error::Unsuccessful`] if the range can't be or the backend refuses; the fatal ones.
+    pub fn read_config(&mut self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
+        const CALL: &str = "read config";
+        match self.call(CALL, &ControlRequest::ReadConfig { offset, len })? {
+            ControlResponse::Config(bytes) if bytes.len() as u64 == u64::from(len) => Ok(bytes),
+            _ => Err(self.unexpected(CALL)),
+        }
+    }
+
+    /// Writes to the device's configuration space.
+    ///
+    /// # Errors
+    /// [`Error::ConfigLength`]; [`Error::Unsuccessful`] if the range can't be or the backend refuses; the fatal ones.
+    pub fn write_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() as u64 > u64::from(MAX_CONFIG_BYTES) {
+            return Err(Error::ConfigLength { len: bytes.len() });
+        }
+        let request = ControlRequest::WriteConfig {
+            offset,
+            data: bytes.to_vec(),
+        };
+        self.call_done("write config", &request)
+    }
+
+    /// Returns the counters of the request channel.
+    ///
+    /// # Errors
+    /// The fatal ones.
+    pub fn stats(&mut self) -> Result<WorkerStats, Error> {
+        const CALL: &str = "stats";
+        match self.call(CALL, &ControlRequest::Stats)? {
+            ControlResponse::Stats(stats) => Ok(stats),
+            _ => Err(self.unexpected(CALL)),
+        }
+    }
+
+    /// Ends the process in good order, or kills it if it does not end within the deadline.
+    ///
+    /// # Errors
+    /// What waiting for a process fails with.
+    pub fn shutdown(&mut self) -> io::Result<ExitReport> {
+        // If the call fails the process is gone or going, and the report says how.
+        let _ = self.call("shutdown", &ControlRequest::Shutdown);
+        self.reap()
+    }
+
+    /// Kills the process and waits for its end.
+    ///
+    /// # Errors
+    /// What killing or waiting for a process fails with.
+    pub fn kill(&mut self) -> io::Result<ExitReport> {
+        if self.report.is_none() {
+            self.child.kill()?;
+        }
+        self.reap()
+    }
+
+    /// Returns the process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Returns a descriptor that becomes readable when the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.child.pidfd()
+    }
+
+    /// Returns how the process ended, if it has. Never waits.
+    pub fn exit_report(&mut self) -> Option<&ExitReport> {
+        if self.report.is_none() {
+            self.report = self.child.try_wait().ok().flatten();
+        }
+        self.report.as_ref()
+    }
+
+    /// Returns a descriptor that becomes readable when there is an event, or when the process is gone.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Returns the next event, if there is one. Never waits.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if there will be none any more; [`Error::Events`].
+    pub fn try_event(&mut self) -> Result<Option<DeviceEvent>, Error> {
+        let pid = self.pid();
+        match self.events.try_recv() {
+            Ok(event) => Ok(Some(event)),
+            Err(TubeError::WouldBlock) => Ok(None),
+            Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
+            Err(source) => Err(Error::Events { pid, source }),
+        }
+    }
+
+    fn reap(&mut self) -> io::Result<ExitReport> {
+        if let Some(report) = &self.report {
+            return Ok(report.clone());
+        }
+        let report = self.child.wait()?;
+        self.report = Some(report.clone());
+        Ok(report)
+    }
+
+    fn call_done(&mut self, call: &'static str, request: &ControlRequest) -> Result<(), Error> {
+        match self.call(call, request)? {
+            ControlResponse::Done => Ok(()),
+            _ => Err(self.unexpected(call)),
+        }
+    }
+
+    fn call(
+        &mut self,
+        call: &'static str,
+        request: &ControlRequest,
+    ) -> Result<ControlResponse, Error> {
+        let pid = self.pid();
+        if self.exit_report().is_some() {
+            return Err(Error::Ended { pid });
+        }
+        let answer = self
+            .control
+            .send(request)
+            .and_then(|()| self.control.recv());
+        match answer {
+            Ok(ControlResponse::Failed(failure)) => Err(Error::Unsuccessful {
+                call,
+                message: failure.message,
+            }),
+            Ok(response) => Ok(response),
+            Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
+            Err(TubeError::TimedOut) => {
+                self.kill_for_cause();
+                Err(Error::Deadline {
+                    pid,
+                    call,
+                    deadline: self.deadline,
+                })
+            }
+            Err(_) => Err(self.unexpected(call)),
+        }
+    }
+
+    /// The list is what guest address space is made of: it is checked again on this side.
+    fn check_regions(&mut self, info: BackendInfo) -> Result<BackendInfo, Error> {
+        let page_size = base::page_size() as u64;
+        let limits = &self.connect.shmem_limits;
+        match shmem_config::from_list(info.regions.clone(), page_size, limits) {
+            Ok(regions) => {
+                if let RegionSource::Given(given) = &self.connect.regions
+                    && (given.len() != regions.len()
+                        || regions.iter().any(|region| !given.contains(region)))
+                {
+                    return Err(self.unexpected("connect"));
+                }
+                Ok(BackendInfo { regions, ..info })
+            }
+            Err(source) => {
+                let pid = self.pid();
+                self.kill_for_cause();
+                Err(Error::ShmemConfig { pid, source })
+            }
+        }
+    }
+
+    fn unexpected(&mut self, call: &'static str) -> Error {
+        let pid = self.pid();
+        self.kill_for_cause();
+        Error::Unexpected { pid, call }
+    }
+
+    fn kill_for_cause(&mut self) {
+        if let Err(error) = self.kill() {
+            base::error!("device process {}: cannot be killed: {error}", self.pid());
+        }
+    }
+}
