@@ -2,6 +2,7 @@
 
 mod dma_buf;
 mod pages;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -61,10 +62,13 @@ pub struct DescriptorInfo {
     /// The size in bytes of the pages that it is mapped in: larger than the system's for files of huge pages, of which
     /// only whole pages can be mapped.
     pub page_size: u64,
+    /// Whether to read, map, unmap or close it may wait for a process that serves its file system: a file for which the
+    /// opposite is not known. It should be refused, and closed with a [`Closer`](crate::Closer).
+    pub can_stall: bool,
 }
 
-/// Finds out what `descriptor` refers to. Mostly that takes one system call; files in a file system without a block
-/// device (the first of each), files with large blocks and what has no type take a few more.
+/// Finds out what `descriptor` refers to. For memfds and for files on block devices that takes one system call; files in
+/// other file systems, files with large blocks and what has no type take a few more.
 ///
 /// It never waits for a file system: attributes are taken as the kernel has them (`AT_STATX_DONT_SYNC`), since the file
 /// system may be the descriptor's sender.
@@ -72,7 +76,8 @@ pub struct DescriptorInfo {
 /// # Errors
 /// The errno of `statx`: `EBADF` if the descriptor is not open.
 pub fn inspect(descriptor: BorrowedFd<'_>) -> Result<DescriptorInfo> {
-    let status = status(descriptor)?;
+    let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::INO | stall::MOUNT;
+    let status = status(descriptor, wanted)?;
     let device = device(&status);
     let memfd_page_size = pages::of_memfd(device);
     let kind = match FileType::from_raw_mode(u32::from(status.stx_mode)) {
@@ -100,6 +105,7 @@ pub fn inspect(descriptor: BorrowedFd<'_>) -> Result<DescriptorInfo> {
         device,
         inode: status.stx_ino,
         page_size: memfd_page_size.unwrap_or_else(|| pages::of_file(descriptor, &status)),
+        can_stall: kind == DescriptorKind::File && stall::of_file(descriptor, &status),
     })
 }
 
@@ -121,9 +127,8 @@ pub(crate) fn check_not_rounded_up(file: BorrowedFd<'_>, address: usize, len: us
     Ok(())
 }
 
-fn status(descriptor: BorrowedFd<'_>) -> Result<Statx> {
+fn status(descriptor: BorrowedFd<'_>, wanted: StatxFlags) -> Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::INO;
     Ok(statx(descriptor, c"", flags, wanted)?)
 }
 

@@ -8,6 +8,7 @@
 extern crate self as base;
 
 mod arena;
+mod closer;
 mod deadline;
 mod descriptor;
 mod errno;
@@ -32,6 +33,8 @@ mod wait_context;
 mod worker_thread;
 
 pub use arena::MemoryMappingArena;
+pub use closer::Closer;
+pub use closer::CloserStuck;
 pub(crate) use deadline::Deadline;
 pub use descriptor::AsRawDescriptor;
 pub use descriptor::Descriptor;

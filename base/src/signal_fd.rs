@@ -1,6 +1,6 @@
 //! Signals as something to wait for beside everything else: a signalfd.
-//!
-//! UNSAFETY: `rustix` has neither signalfd nor signal masks, so both are raw calls.
+
+// UNSAFETY: `rustix` has neither signalfd nor signal masks, so both are raw calls.
 #![expect(unsafe_code, reason = "signalfd and signal masks are raw libc calls")]
 
 use std::mem::MaybeUninit;

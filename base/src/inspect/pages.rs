@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use arrayvec::ArrayVec;
 use rustix::fs::MemfdFlags;
 use rustix::fs::Statx;
+use rustix::fs::StatxFlags;
 use rustix::fs::fcntl_get_seals;
 use rustix::fs::fstatfs;
 use rustix::fs::memfd_create;
@@ -47,7 +48,7 @@ static HOLDERS: LazyLock<ArrayVec<Holder, 7>> = LazyLock::new(|| {
 
 fn holder(flags: MemfdFlags, page_size: u64) -> Option<Holder> {
     let memfd = memfd_create(c"inspect", MemfdFlags::CLOEXEC | flags).ok()?;
-    let device = device(&status(memfd.as_fd()).ok()?);
+    let device = device(&status(memfd.as_fd(), StatxFlags::INO).ok()?);
     Some(Holder { device, page_size })
 }
 

@@ -128,6 +128,25 @@ fn path_descriptor_shows_what_it_names() {
 }
 
 #[test]
+fn only_file_that_is_not_known_can_stall() {
+    let memfd = memfd_create(c"test", MemfdFlags::CLOEXEC).expect("a memfd is made");
+    let file = tempfile::tempfile().expect("a file is made");
+    let shared = tempfile::tempfile_in("/dev/shm").expect("a file is made");
+    let (pipe, _other) = rustix::pipe::pipe().expect("a pipe is made");
+    // Its file system is of none of the known types.
+    let other = File::open("/proc/cpuinfo").expect("it opens");
+    let can_stall = |file: BorrowedFd<'_>| inspect(file).expect("it is open").can_stall;
+    let files = [
+        memfd.as_fd(),
+        file.as_fd(),
+        shared.as_fd(),
+        pipe.as_fd(),
+        other.as_fd(),
+    ];
+    assert_eq!(files.map(can_stall), [false, false, false, false, true]);
+}
+
+#[test]
 fn two_descriptors_of_one_file_have_its_inode() {
     let file = tempfile::tempfile().expect("a file is made");
     let copy = file.try_clone().expect("duplicates");
