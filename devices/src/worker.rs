@@ -60,7 +60,7 @@ const READS_PER_WAKE: usize = MAX_BATCH;
 /// Reads after which a channel that is to be held counts as drained, whatever more its peer sends.
 const READS_PER_DRAIN: usize = 4096;
 
-/// One report of a refused request to the VMM, and one line in the log, in this time; a few more at once.
+/// One report of a refused request to the VMM in this time; a few more at once.
 const REFUSAL_PERIOD: Duration = Duration::from_millis(200);
 const REFUSAL_BURST: u32 = 20;
 
@@ -147,7 +147,6 @@ pub struct Worker {
     config_change_waits: bool,
     /// Keeps the descriptor open that the wait context watches for a hang-up.
     _main_channel: SafeDescriptor,
-    log: RateLimit,
     stats: WorkerStats,
 }
 
@@ -165,7 +164,6 @@ impl Worker {
         ])?;
         // Interest in nothing still reports a hang-up.
         wait.add_for_event(&config.main_channel, EventType::None, Token::MainChannel)?;
-        let refusals = || RateLimit::new(REFUSAL_BURST, REFUSAL_PERIOD);
         Ok(Self {
             wait,
             command_event,
@@ -177,13 +175,12 @@ impl Worker {
             waiting: VecDeque::with_capacity(MAX_IN_FLIGHT + MAX_BATCH + 1),
             unregister_all: false,
             intake: Intake::Serve,
-            events: EventSender::new(config.events, refusals()),
+            events: EventSender::new(config.events, RateLimit::new(REFUSAL_BURST, REFUSAL_PERIOD)),
             events_interest: false,
             interrupt: config.interrupt,
             active: false,
             config_change_waits: false,
             _main_channel: config.main_channel,
-            log: refusals(),
             stats: WorkerStats::default(),
         })
     }

@@ -3,7 +3,6 @@
 use base::EventType;
 use base::TubeError;
 use base::error;
-use base::warn;
 use vm_control::VmMemoryRequest;
 use vm_control::VmMemoryResponse;
 use vmm_vhost::ChannelError;
@@ -123,22 +122,10 @@ impl Worker {
         });
     }
 
+    /// The channel has logged it.
     fn report_refusal(&mut self, refused: RefusedRequest) {
         self.stats.refused += 1;
         self.stats.last_refused = Some(refused);
-        if let Some(unsaid) = self.log.permit() {
-            let RefusedRequest {
-                code,
-                errno,
-                shmid,
-                offset,
-                len,
-            } = refused;
-            warn!(
-                "request {code} refused: {errno} (region {shmid}, offset {offset:#x}, len {len:#x}); \
-                 {unsaid} others before it"
-            );
-        }
         self.events.refused(refused);
     }
 
