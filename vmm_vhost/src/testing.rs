@@ -89,6 +89,20 @@ impl Canary {
         self.sent.as_ref().expect("not released").as_fd()
     }
 
+    /// Tells whether this descriptor is a copy of what was sent, by writing through it.
+    pub(crate) fn hears(&self, descriptor: BorrowedFd<'_>, tag: u8) -> bool {
+        let mut byte = [!tag];
+        let sent = scm::send(descriptor, &[IoSlice::new(&[tag])], &[], Wait::Never);
+        let mut none: DescriptorVec<1> = DescriptorVec::new();
+        let received = scm::recv(
+            self.watch.as_fd(),
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut none,
+            Wait::Never,
+        );
+        sent.is_ok() && received.is_ok() && byte == [tag]
+    }
+
     /// Closes this side's copy and tells whether it was the last.
     pub(crate) fn is_closed_elsewhere(&mut self) -> bool {
         self.sent = None;

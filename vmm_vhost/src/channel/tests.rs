@@ -3,3 +3,4 @@
 mod flow;
 mod golden;
 mod refused;
+mod streams;
