@@ -139,6 +139,8 @@ pub struct Worker {
     waiting: VecDeque<Waiting>,
     /// The device's mappings are to be dropped before anything else is asked of the service.
     unregister_all: bool,
+    /// The generation of the requests to come, while those of the one before are still here.
+    next_generation: Option<Generation>,
     intake: Intake,
     events: EventSender,
     events_interest: bool,
@@ -174,6 +176,7 @@ impl Worker {
             memory_interest: EventType::Read,
             waiting: VecDeque::with_capacity(MAX_IN_FLIGHT + MAX_BATCH + 1),
             unregister_all: false,
+            next_generation: None,
             intake: Intake::Serve,
             events: EventSender::new(config.events, RateLimit::new(REFUSAL_BURST, REFUSAL_PERIOD)),
             events_interest: false,
@@ -255,7 +258,8 @@ impl Worker {
                 self.intake = Intake::Hold;
             }
             Action::Resume(generation) => {
-                self.service.set_generation(generation);
+                self.next_generation = Some(generation);
+                self.settle();
                 self.intake = Intake::Serve;
             }
             Action::Stats => {}
@@ -367,8 +371,8 @@ impl Worker {
             Intake::Hold => false,
             Intake::Cancel => true,
             Intake::Serve => {
-                self.push_unregister_all();
-                !self.unregister_all
+                self.settle();
+                self.is_settled()
                     && self.waiting.len() < MAX_IN_FLIGHT
                     && (!self.service.is_full() || self.send_batch().is_ok_and(|sent| sent))
             }

@@ -10,7 +10,9 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use base::Event;
 use base::Tube;
@@ -18,11 +20,17 @@ use base::TubeError;
 use base::packet::PacketTube;
 use jail::ExitReport;
 use jail::JailedChild;
+use jail::MissingCall;
 use jail::Program;
 use jail::SpawnRequest;
 use jail::Spawner;
 use jail::Stderr;
 use remain::sorted;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
+use rustix::io::Errno;
 use thiserror::Error;
 use vm_control::DeviceId;
 use vm_control::Generation;
@@ -45,6 +53,9 @@ use crate::shmem_config::ShmemConfigError;
 
 /// How long a call waits for the device process, and so for the backend, before the process is killed.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a dropped handle waits for the end of the process that it has killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a call of [`DeviceProcess`] can fail with.
 #[sorted]
@@ -170,7 +181,9 @@ impl DeviceProcessConfig {
 /// A running device process. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct DeviceProcess {
-    child: JailedChild,
+    /// Taken by `drop` alone.
+    child: Option<JailedChild>,
+    pid: u32,
     control: Tube,
     events: PacketTube,
     connect: ConnectOptions,
@@ -218,7 +231,8 @@ impl DeviceProcess {
             })
             .map_err(Error::Spawn)?;
         Ok(Self {
-            child,
+            pid: child.pid(),
+            child: Some(child),
             control,
             events: PacketTube::new(events),
             connect: config.connect,
@@ -336,40 +350,51 @@ impl DeviceProcess {
     /// Ends the process in good order, or kills it if it does not end within the deadline.
     ///
     /// # Errors
-    /// What waiting for a process fails with.
+    /// As [`Self::kill`].
     pub fn shutdown(&mut self) -> io::Result<ExitReport> {
         // If the call fails the process is gone or going, and the report says how.
         let _ = self.call("shutdown", &ControlRequest::Shutdown);
-        self.reap()
+        match self.reap() {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => self.kill(),
+            result => result,
+        }
     }
 
-    /// Kills the process and waits for its end.
+    /// Kills the process and waits for its end, no longer than the deadline.
     ///
     /// # Errors
-    /// What killing or waiting for a process fails with.
+    /// [`io::ErrorKind::TimedOut`] if the kernel can't end it now: it may be closing a descriptor of a file system that
+    /// its backend serves. The service has to be told then to remove the device. Otherwise what killing or waiting for a
+    /// process fails with.
     pub fn kill(&mut self) -> io::Result<ExitReport> {
-        if self.report.is_none() {
-            self.child.kill()?;
+        if self.exit_report().is_none() {
+            self.child().kill()?;
         }
         self.reap()
     }
 
     /// Returns the process's id.
     pub fn pid(&self) -> u32 {
-        self.child.pid()
+        self.pid
     }
 
     /// Returns a descriptor that becomes readable when the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.child.pidfd()
+        self.child().pidfd()
     }
 
     /// Returns how the process ended, if it has. Never waits.
     pub fn exit_report(&mut self) -> Option<&ExitReport> {
         if self.report.is_none() {
-            self.report = self.child.try_wait().ok().flatten();
+            let child = self.child.as_mut();
+            self.report = child.and_then(|child| child.try_wait().ok().flatten());
         }
         self.report.as_ref()
+    }
+
+    /// Returns the system calls that the policy lacked so far, where violations are only noted.
+    pub fn missing_calls(&self) -> Vec<MissingCall> {
+        self.child().missing()
     }
 
     /// Returns a descriptor that becomes readable when there is an event, or when the process is gone.
@@ -391,13 +416,16 @@ impl DeviceProcess {
         }
     }
 
+    fn child(&self) -> &JailedChild {
+        self.child.as_ref().expect("only drop takes it")
+    }
+
     fn reap(&mut self) -> io::Result<ExitReport> {
-        if let Some(report) = &self.report {
-            return Ok(report.clone());
+        if !has_ended(self.pidfd(), self.deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
         }
-        let report = self.child.wait()?;
-        self.report = Some(report.clone());
-        Ok(report)
+        let report = self.exit_report().cloned();
+        report.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn call_done(&mut self, call: &'static str, request: &ControlRequest) -> Result<(), Error> {
@@ -470,6 +498,42 @@ impl DeviceProcess {
     fn kill_for_cause(&mut self) {
         if let Err(error) = self.kill() {
             base::error!("device process {}: cannot be killed: {error}", self.pid());
+        }
+    }
+}
+
+impl Drop for DeviceProcess {
+    fn drop(&mut self) {
+        if self.exit_report().is_some() {
+            return;
+        }
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let killed = child.kill();
+        if killed.is_ok() && has_ended(child.pidfd(), KILL_PATIENCE).unwrap_or(true) {
+            return;
+        }
+        // Whoever drops the handle must not wait for a backend. What is left waits on a thread of its own.
+        base::error!("device process {} does not end when it is killed", self.pid);
+        let reaper = thread::Builder::new().name("reaper".to_owned());
+        let spawned = reaper.spawn(move || child.wait().map(drop));
+        if let Err(error) = spawned {
+            base::error!("no thread to wait for it: {error}");
+        }
+    }
+}
+
+/// Waits for the end of a process, no longer than `patience`.
+fn has_ended(pidfd: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

@@ -64,7 +64,7 @@ impl Worker {
     /// Sends what was collected for the service, unless the last message to it still waits for room.
     pub(super) fn ask_service(&mut self) -> Option<WorkerExit> {
         loop {
-            self.push_unregister_all();
+            self.settle();
             if self.service.is_empty() {
                 return None;
             }
@@ -83,9 +83,17 @@ impl Worker {
         Ok(sent)
     }
 
-    /// Asks the service to drop all of the device's mappings, if that is due and there is room for it.
-    pub(super) fn push_unregister_all(&mut self) {
+    /// Does what must come before any further request to the service, as far as there is room for it: the step into another
+    /// generation, once what belongs to the old one has left, and the order to drop all mappings.
+    pub(super) fn settle(&mut self) {
+        if let Some(generation) = self.next_generation
+            && self.service.is_empty()
+        {
+            self.service.set_generation(generation);
+            self.next_generation = None;
+        }
         if self.unregister_all
+            && self.next_generation.is_none()
             && !self.service.is_full()
             && self.service.push(VmMemoryRequest::UnregisterAll).is_ok()
         {
@@ -96,6 +104,11 @@ impl Worker {
                 request: place(0, 0, 0, 0),
             });
         }
+    }
+
+    /// Whether nothing has to come before further requests to the service.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.unregister_all && self.next_generation.is_none()
     }
 
     /// Answers a request with an error, where an answer is due, and reports it.
@@ -178,7 +191,7 @@ impl Worker {
             return Ok(());
         };
         self.unregister_all = true;
-        self.push_unregister_all();
+        self.settle();
         if self.channel_interest.take().is_some() {
             self.wait.delete(&channel)?;
         }
@@ -189,7 +202,7 @@ impl Worker {
     pub(super) fn update_interest(&mut self) -> Result<(), base::Error> {
         let room = self.waiting.len() < MAX_IN_FLIGHT && !self.service.is_full();
         let read = match self.intake {
-            Intake::Serve => room && !self.unregister_all,
+            Intake::Serve => room && self.is_settled(),
             Intake::Cancel => true,
             Intake::Hold => false,
         };
