@@ -215,12 +215,17 @@ fn maps_text(maps: &[MappingReport]) -> String {
 
 fn stats_text(stats: &StatsReport) -> String {
     let mut table = Table::new(&[("", Align::Left), ("", Align::Right)]);
-    table.row(["live mappings".into(), stats.mappings.to_string()]);
-    table.row(["mapped".into(), Size(stats.mapped_bytes).to_string()]);
-    table.row(["maps".into(), stats.maps.to_string()]);
-    table.row(["unmaps".into(), stats.unmaps.to_string()]);
-    for (errno, number) in &stats.refused {
-        table.row([format!("refused, {errno}"), number.to_string()]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("live mappings", stats.mappings.to_string());
+    row("mapped", Size(stats.mapped_bytes).to_string());
+    row("requests", stats.requests.to_string());
+    row("maps", stats.maps.to_string());
+    row("unmaps", stats.unmaps.to_string());
+    row("batches", stats.batches.to_string());
+    row("in flight", stats.in_flight.to_string());
+    row("refused", stats.refused.to_string());
+    for (errno, number) in &stats.refused_by_service {
+        row(&format!("  {errno} by the service"), number.to_string());
     }
     table.to_string()
 }

@@ -1,6 +1,8 @@
 //! Where the program's log lines go: to standard error, and by default only warnings and worse.
 
+use std::io;
 use std::io::IsTerminal as _;
+use std::io::Write;
 
 use tracing::level_filters::LevelFilter;
 
@@ -14,16 +16,30 @@ pub fn start(verbose: u8) {
     };
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| BestEffort)
         .with_target(verbose > 1)
         .with_ansi(false);
     // A person sees when a line comes; a log file has to be told.
-    let result = if std::io::stderr().is_terminal() {
+    let result = if io::stderr().is_terminal() {
         tracing::subscriber::set_global_default(builder.without_time().finish())
     } else {
         tracing::subscriber::set_global_default(builder.finish())
     };
     if result.is_err() {
         tracing::debug!("logging has been started before");
+    }
+}
+
+/// Standard error, as far as it can be written. A jailed process may not write to a file, for one, and has to live with it.
+struct BestEffort;
+
+impl Write for BestEffort {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -4,12 +4,15 @@
 //! JSON document on standard output (`run`: one event a line), and nothing else.
 
 pub mod args;
+pub mod backend;
 pub mod ctl;
+pub mod device;
 pub mod event_printer;
 pub mod failure;
 pub mod log;
 pub mod output;
 pub mod policy;
+pub mod run;
 pub mod size;
 pub mod table;
 
@@ -24,12 +27,23 @@ use args::Command;
 use failure::Failure;
 use failure::usage_line;
 
+use crate::demo;
+use crate::vmm;
+
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    // A device process has to be up in no time, and does not need the rest of the command line for it.
+    if arguments.next().is_some_and(|command| command == "device") {
+        return device::run(arguments.collect());
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return answer_parse_error(&error),
     };
+    if let Command::Device { arguments } = arguments.command {
+        return device::run(arguments);
+    }
     log::start(arguments.verbose);
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,6 +56,13 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Demo(arguments) => {
+            let signals = vmm::signals().map_err(Failure::new)?;
+            demo::run(&arguments, signals)
+        }
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Device { .. } => Ok(()),
+        Command::Backend(command) => backend::run(command),
         Command::Ctl(arguments) => ctl::run(arguments),
         Command::Policy(command) => policy::run(command),
     }

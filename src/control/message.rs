@@ -168,12 +168,13 @@ pub struct Pids {
 }
 
 /// What a device is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceState {
     /// The backend's socket is not there yet.
     Waiting,
     /// The device process starts and negotiates with the backend.
+    #[default]
     Starting,
     /// The request channel is served.
     Serving,
@@ -249,7 +250,7 @@ pub struct StatusReport {
     pub last_refused: Option<RefusedReport>,
 }
 
-/// What a device has done since the VMM started.
+/// What a device has done in its present life.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsReport {
     /// The device's name.
@@ -258,12 +259,20 @@ pub struct StatsReport {
     pub mappings: u64,
     /// Bytes of the live mappings, in whole pages.
     pub mapped_bytes: u64,
-    /// Requests that were carried out: map.
+    /// Well-formed requests that the device process has read.
+    pub requests: u64,
+    /// Mappings that were made.
     pub maps: u64,
-    /// Requests that were carried out: unmap.
+    /// Mappings that were removed on request.
     pub unmaps: u64,
-    /// Requests that were refused, by the answer's name.
-    pub refused: BTreeMap<String, u64>,
+    /// Requests that were refused, by the device process or by the mapping service.
+    pub refused: u64,
+    /// Those that the mapping service refused, by the answer's name.
+    pub refused_by_service: BTreeMap<String, u64>,
+    /// Messages from the device process to the service; each carries one request or several.
+    pub batches: u64,
+    /// Requests that wait for an answer now.
+    pub in_flight: u32,
 }
 
 /// What a reset did.

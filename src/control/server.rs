@@ -212,11 +212,12 @@ impl Server {
         self.clients.remove(&id).map(|client| client.stream)
     }
 
-    /// Forgets the client that has been silent the longest, for when the process is out of descriptors.
-    pub fn make_room(&mut self) {
-        if let Some(id) = self.longest_silent() {
-            self.remove(id);
-        }
+    /// Forgets the client that has been silent the longest, for when the process is out of descriptors; whether there
+    /// was one.
+    pub fn make_room(&mut self) -> bool {
+        self.longest_silent()
+            .and_then(|id| self.remove(id))
+            .is_some()
     }
 
     /// The client that has been silent the longest.

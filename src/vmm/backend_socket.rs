@@ -30,16 +30,17 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// A backend's socket that is about to be connected.
 #[derive(Debug)]
-pub struct BackendSocket {
+pub(super) struct BackendSocket {
     path: PathBuf,
     watch: Option<OwnedFd>,
     timer: OwnedFd,
     pause: Duration,
+    is_resting: bool,
 }
 
 /// What came of an attempt to connect.
 #[derive(Debug)]
-pub enum Attempt {
+pub(super) enum Attempt {
     /// Connected; the stream is non-blocking.
     Connected(UnixStream),
     /// Nobody listens there yet. One of the descriptors becomes readable when it is worth another attempt.
@@ -51,7 +52,7 @@ impl BackendSocket {
     ///
     /// # Errors
     /// The system has no timer or no inotify instance left.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
         let timer = rustix::time::timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
@@ -61,16 +62,17 @@ impl BackendSocket {
             watch: watch_folder(path)?,
             timer,
             pause: FIRST_PAUSE,
+            is_resting: false,
         })
     }
 
     /// Becomes readable when something happened in the socket's folder; `None` if the folder can't be watched.
-    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn watch(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
 
     /// Becomes readable when the pause after a refused connection is over.
-    pub fn timer(&self) -> BorrowedFd<'_> {
+    pub(super) fn timer(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
 
@@ -78,7 +80,7 @@ impl BackendSocket {
     ///
     /// # Errors
     /// The path can't be connected, whatever anybody does: no permission, too long, and so on.
-    pub fn attempt(&mut self) -> io::Result<Attempt> {
+    pub(super) fn attempt(&mut self) -> io::Result<Attempt> {
         let changed = self.drain_watch();
         if changed {
             self.pause = FIRST_PAUSE;
@@ -109,6 +111,28 @@ impl BackendSocket {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Does not try before `pause` is over, whatever happens in the folder.
+    ///
+    /// # Errors
+    /// What the system says to a timer; none is known.
+    pub(super) fn rest(&mut self, pause: Duration) -> io::Result<()> {
+        self.is_resting = true;
+        self.set_timer(pause)
+    }
+
+    /// Whether a pause is on and goes on; to be asked when a descriptor is readable, before an attempt.
+    pub(super) fn is_resting(&mut self) -> io::Result<bool> {
+        if self.is_resting {
+            self.drain_watch();
+            match rustix::io::read(&self.timer, &mut [0; 8]) {
+                Ok(_) => self.is_resting = false,
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(self.is_resting)
     }
 
     /// Takes all notices; whether one named the socket.

@@ -83,7 +83,7 @@ pub enum Event {
         /// The answer.
         errno: String,
         /// How many more were refused since the last event of this kind, and not told.
-        suppressed: u32,
+        suppressed: u64,
     },
     /// The backend changed its configuration space.
     ConfigChanged {

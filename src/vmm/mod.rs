@@ -1,7 +1,19 @@
 //! The reference VMM: guest memory, a machine, the mapping service, one device, and the loop that serves them all.
 
-pub mod backend_socket;
+mod aside;
+mod backend_socket;
+mod clients;
+pub mod config;
+mod device;
 pub mod events;
+mod holes;
+pub mod host;
 pub mod machine;
+mod main_loop;
 pub mod mmio;
 pub mod proof;
+mod supervisor;
+
+pub use main_loop::Error;
+pub use main_loop::run;
+pub use main_loop::signals;

@@ -1,14 +1,22 @@
 //! The command line as types. What the arguments mean is decided elsewhere.
 
+pub mod backend;
 pub mod ctl;
+pub mod demo;
 pub mod policy;
+pub mod run;
+
+use std::ffi::OsString;
 
 use clap::ArgAction;
 use clap::Parser;
 use clap::Subcommand;
 
+use backend::BackendCommand;
 use ctl::CtlArguments;
+use demo::DemoArguments;
 use policy::PolicyCommand;
+use run::RunArguments;
 
 /// A gate between vhost-user backends and a guest's memory.
 ///
@@ -34,6 +42,20 @@ pub struct Arguments {
 /// The commands of this program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show the whole thing at work: real files, a jailed device process and a guest that reads them.
+    Demo(DemoArguments),
+    /// Serve one vhost-user backend.
+    Run(Box<RunArguments>),
+    /// Be a device process; a VMM starts it, with its sockets as inherited descriptors.
+    #[command(disable_help_flag = true)]
+    Device {
+        /// See portcullis device --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Be a reference backend.
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Ask a running VMM, or change what it serves.
     Ctl(CtlArguments),
     /// Check, show and explain seccomp policies.

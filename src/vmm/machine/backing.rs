@@ -15,6 +15,7 @@ use std::sync::PoisonError;
 
 use base::MappedRegion;
 use base::MemoryMappingArena;
+use vm_control::Arena;
 
 use super::Error;
 use super::PAGE_BYTES;
@@ -66,6 +67,25 @@ unsafe impl Backing for MemoryMappingArena {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         Ok(Self::write_at(self, offset_in_memory(offset)?, bytes)?)
+    }
+}
+
+// SAFETY: it is a shared MemoryMappingArena; the guard of a slot holds one of the shares.
+unsafe impl Backing for Arena {
+    fn host_address(&self) -> u64 {
+        self.host_address()
+    }
+
+    fn len(&self) -> u64 {
+        self.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        Ok(self.read_at(offset, out)?)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        Ok(self.write_at(offset, bytes)?)
     }
 }
 

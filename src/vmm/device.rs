@@ -1,0 +1,146 @@
+//! Calls on a device process that can wait for it, and how its end is told.
+//!
+//! These run aside from the main loop. A call takes the process and gives it back with the result, so that no two calls
+//! meet.
+
+use std::time::Duration;
+
+use devices::device_process;
+use devices::device_process::DeviceProcess;
+use devices::device_process::DeviceProcessConfig;
+use devices::exit::Exit;
+use jail::End;
+use jail::ExitReport;
+use jail::Spawner;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::time::Timespec;
+
+/// How long a process whose tube has closed may take to be gone: it is on its way out already.
+const LAST_STEPS: Duration = Duration::from_secs(1);
+
+/// How a device process ended, or why it never was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Death {
+    /// The process; `None` if it never started.
+    pub(super) pid: Option<u32>,
+    /// How it ended, in words.
+    pub(super) how: String,
+    /// Whether the backend went, or the process was asked to go: nothing failed.
+    pub(super) is_orderly: bool,
+}
+
+impl Death {
+    /// The device has no process, for this reason.
+    pub(super) fn unborn(reason: impl Into<String>) -> Self {
+        Self {
+            pid: None,
+            how: reason.into(),
+            is_orderly: false,
+        }
+    }
+
+    fn unknown(pid: u32, reason: &str) -> Self {
+        Self {
+            pid: Some(pid),
+            how: format!("device process {pid} ended: {reason}"),
+            is_orderly: false,
+        }
+    }
+
+    /// The words for an exit report.
+    pub(super) fn of(report: &ExitReport) -> Self {
+        let pid = report.pid;
+        let own = match &report.end {
+            End::Exited { code } => Exit::from_code(*code),
+            _ => None,
+        };
+        let how = match own {
+            Some(exit) => format!("device process {pid} ended: {exit}"),
+            None => format!("device process {pid} {}", report.end),
+        };
+        Self {
+            pid: Some(pid),
+            how,
+            is_orderly: matches!(own, Some(Exit::BackendGone | Exit::Shutdown)),
+        }
+    }
+}
+
+/// A device process that is back from a call, with what the call gave.
+pub(super) type Returned<T> = Result<(DeviceProcess, Result<T, String>), Death>;
+
+/// Starts a device process.
+///
+/// # Errors
+/// It could not be started, or its jail could not be set up.
+pub(super) fn spawn(
+    spawner: &Spawner,
+    config: DeviceProcessConfig,
+) -> Result<DeviceProcess, Death> {
+    DeviceProcess::spawn(spawner, config).map_err(|error| Death::unborn(words(&error)))
+}
+
+/// Makes one call on a device process. A call that fails and leaves the process as it was gives the reason.
+///
+/// # Errors
+/// The process has ended.
+pub(super) fn call<T>(
+    mut process: DeviceProcess,
+    make: impl FnOnce(&mut DeviceProcess) -> Result<T, device_process::Error>,
+) -> Returned<T> {
+    match make(&mut process) {
+        Ok(value) => Ok((process, Ok(value))),
+        Err(error) if error.is_fatal() => Err(end_after(process, &error)),
+        Err(error) => {
+            let reason = words(&error);
+            Ok((process, Err(reason)))
+        }
+    }
+}
+
+/// Asks a device process to end.
+pub(super) fn shut_down(mut process: DeviceProcess) -> Death {
+    let pid = process.pid();
+    match process.shutdown() {
+        Ok(report) => Death::of(&report),
+        Err(error) => Death::unknown(pid, &words(&error)),
+    }
+}
+
+/// Ends a process that is of no use any more, for this reason.
+pub(super) fn end(mut process: DeviceProcess, reason: &str) -> Death {
+    let pid = process.pid();
+    match process.kill() {
+        Ok(_) => Death::unknown(pid, reason),
+        Err(error) => Death::unknown(pid, &format!("{reason}; it cannot be killed: {error}")),
+    }
+}
+
+/// Finds out how a process ended whose call failed.
+fn end_after(mut process: DeviceProcess, error: &device_process::Error) -> Death {
+    if !matches!(error, device_process::Error::Ended { .. }) {
+        // It was killed for the reason that the error gives.
+        return end(process, &words(error));
+    }
+    // Its tubes have closed because it is on its way out: then the system tells why.
+    let pidfd = process.pidfd();
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let _ = rustix::event::poll(&mut fds, Timespec::try_from(LAST_STEPS).ok().as_ref());
+    match process.exit_report() {
+        Some(report) => Death::of(report),
+        None => end(process, &words(error)),
+    }
+}
+
+/// An error with all its causes on one line.
+pub(super) fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,570 @@
+//! The life of the VMM's device, as the main loop steers it: socket, process, regions, channel, end, and the next life.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use std::time::Instant;
+
+use base::Event as InterruptEvent;
+use base::EventType;
+use devices::control::BackendInfo;
+use devices::control::ChannelClosed;
+use devices::control::ConnectOptions;
+use devices::control::DeviceEvent;
+use devices::control::RefusedRequest;
+use devices::control::RegionSource;
+use devices::device_process::DeviceProcess;
+use devices::device_process::DeviceProcessConfig;
+use rustix::process::PidfdFlags;
+use rustix::process::Signal;
+use vm_control::DeviceId;
+use vmm_vhost::message::RequestCode;
+
+use super::backend_socket::Attempt;
+use super::backend_socket::BackendSocket;
+use super::config::Restart;
+use super::device;
+use super::device::Death;
+use super::events::Event;
+use super::host::Region;
+use super::main_loop::Ending;
+use super::main_loop::Error;
+use super::main_loop::Returned;
+use super::main_loop::Token;
+use super::main_loop::Vmm;
+use super::proof::Proof;
+use crate::control::message::DeviceState;
+use crate::control::message::RefusedReport;
+use crate::control::message::RegionReport;
+
+/// A device that lived shorter than this is not started again at once.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+/// The pause before the next life after a short one.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How long the end of the VMM waits for a call that has lost its process.
+const LAST_CALL: Duration = Duration::from_secs(5);
+
+/// The VMM's device.
+#[derive(Default)]
+pub(super) struct Device {
+    pub(super) state: DeviceState,
+    /// The socket while it is not connected yet.
+    socket: Option<BackendSocket>,
+    /// The device's name at the mapping service.
+    pub(super) id: Option<DeviceId>,
+    /// The process while no call has it.
+    pub(super) process: Option<DeviceProcess>,
+    /// The process as the kernel shows it, whoever has it.
+    pub(super) watch: Option<Watch>,
+    pub(super) backend: Option<Backend>,
+    info: Option<BackendInfo>,
+    pub(super) regions: Vec<Region>,
+    /// How the last life ended.
+    pub(super) ended: Option<String>,
+    pub(super) restarts: u32,
+    pub(super) last_refused: Option<RefusedReport>,
+    interrupt: Option<InterruptEvent>,
+    born: Option<Instant>,
+}
+
+/// What is watched of a live device process.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) pid: u32,
+    pidfd: OwnedFd,
+    events: OwnedFd,
+}
+
+/// The process that listened on the backend's socket.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) pid: u32,
+    /// Watched as long as it is open.
+    _pidfd: OwnedFd,
+}
+
+impl Vmm<'_> {
+    /// Starts the device's first life.
+    pub(super) fn begin(&mut self) {
+        if let Err(error) = self.prepare_socket() {
+            self.fail(Error::Loop(error));
+            return;
+        }
+        self.connect_backend();
+    }
+
+    /// Starts the device's next life, after a pause where the last one was short.
+    fn begin_again(&mut self) {
+        let was_short = self
+            .device
+            .born
+            .is_none_or(|born| born.elapsed() < SHORT_LIFE);
+        self.device.restarts += 1;
+        self.observer.event(Event::Restarting {
+            device: self.config.device.name.clone(),
+            restarts: self.device.restarts,
+        });
+        if let Err(error) = self.prepare_socket() {
+            self.fail(Error::Loop(error));
+            return;
+        }
+        match &mut self.device.socket {
+            Some(socket) if was_short => {
+                self.device.state = DeviceState::Waiting;
+                if let Err(error) = socket.rest(PAUSE) {
+                    self.fail(Error::Loop(error));
+                }
+            }
+            _ => self.connect_backend(),
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending::Failed(error));
+        }
+    }
+
+    fn prepare_socket(&mut self) -> io::Result<()> {
+        let socket = BackendSocket::new(&self.config.backend)?;
+        if let Some(folder) = socket.watch() {
+            self.wait.add(&folder, Token::Folder)?;
+        }
+        self.wait.add(&socket.timer(), Token::Retry)?;
+        self.device.socket = Some(socket);
+        Ok(())
+    }
+
+    /// Tries to connect to the backend.
+    pub(super) fn connect_backend(&mut self) {
+        let is_first = self.device.restarts == 0 && self.device.state != DeviceState::Waiting;
+        let Some(socket) = &mut self.device.socket else {
+            return;
+        };
+        match socket.is_resting() {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => return self.fail(Error::Loop(error)),
+        }
+        match socket.attempt() {
+            Ok(Attempt::Connected(stream)) => {
+                // Both descriptors leave the wait context as they are closed.
+                self.device.socket = None;
+                if let Err(error) = self.backend_connected(stream) {
+                    self.fail(error);
+                }
+            }
+            Ok(Attempt::NotYet(source)) if is_first && !self.config.wait => {
+                self.fail(Error::Backend {
+                    path: self.config.backend.clone(),
+                    source,
+                });
+            }
+            Ok(Attempt::NotYet(_)) => {
+                if self.device.state != DeviceState::Waiting {
+                    self.device.state = DeviceState::Waiting;
+                    self.observer.event(Event::Waiting {
+                        backend: self.config.backend.clone(),
+                    });
+                }
+            }
+            Err(source) => self.fail(Error::Backend {
+                path: self.config.backend.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn backend_connected(&mut self, stream: UnixStream) -> Result<(), Error> {
+        self.device.state = DeviceState::Starting;
+        self.device.born = Some(Instant::now());
+        self.watch_backend(&stream)?;
+        self.observer.event(Event::Connected {
+            backend: self.config.backend.clone(),
+            backend_pid: self.device.backend.as_ref().map(|backend| backend.pid),
+        });
+        // The device process's main thread is the one that may wait for the backend.
+        stream.set_nonblocking(false)?;
+        let options = &self.config.device;
+        let interrupt = InterruptEvent::new().map_err(io::Error::from)?;
+        let (id, memory) = self.host.add_device(options)?;
+        self.device.id = Some(id);
+        let mut config = DeviceProcessConfig::new(
+            &options.name,
+            stream.into(),
+            memory,
+            interrupt.try_clone().map_err(io::Error::from)?,
+        );
+        config.sandbox = options.sandbox.clone();
+        config.connect = ConnectOptions {
+            legacy_shmem_bit: options.legacy_shmem_bit,
+            regions: match options.regions.as_slice() {
+                [] => RegionSource::Backend,
+                regions => RegionSource::Given(regions.to_vec()),
+            },
+            ..ConnectOptions::default()
+        };
+        self.device.interrupt = Some(interrupt);
+        let spawner = self.host.spawner();
+        self.calls
+            .run(move || Returned::Spawned(device::spawn(&spawner, config)));
+        Ok(())
+    }
+
+    /// Watches the process that listened on the backend's socket, where the system says which one that was.
+    fn watch_backend(&mut self, stream: &UnixStream) -> Result<(), Error> {
+        let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else {
+            return Ok(());
+        };
+        // It may be gone already, and another process may hold the socket: that is no failure.
+        let Ok(pidfd) = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()) else {
+            return Ok(());
+        };
+        self.wait
+            .add(&pidfd, Token::BackendEnd)
+            .map_err(io::Error::from)?;
+        self.device.backend = Some(Backend {
+            pid: peer.pid.as_raw_nonzero().get().unsigned_abs(),
+            _pidfd: pidfd,
+        });
+        Ok(())
+    }
+
+    /// Takes what came back from the device process.
+    pub(super) fn returned_calls(&mut self) {
+        while let Some(returned) = self.calls.take() {
+            match returned {
+                Returned::Spawned(result) => self.spawned(result),
+                Returned::Connected(result) => self.connected(result),
+                Returned::Started(result) => {
+                    if let Some(()) = self.keep_or_end(result) {
+                        self.serving();
+                    }
+                }
+                Returned::Reset {
+                    client,
+                    dropped,
+                    result,
+                } => self.was_reset(client, dropped, result),
+                Returned::Stats {
+                    client,
+                    request,
+                    result,
+                } => {
+                    let stats = self.keep(result).and_then(Result::ok);
+                    self.report(client, &request, stats.as_ref());
+                }
+            }
+        }
+    }
+
+    fn spawned(&mut self, result: Result<DeviceProcess, Death>) {
+        let process = match result {
+            Ok(process) => process,
+            Err(death) => return self.died(death),
+        };
+        match Watch::new(&process) {
+            Ok(watch) => self.device.watch = Some(watch),
+            Err(error) => return self.fail(Error::Loop(error)),
+        }
+        if let Some(watch) = &self.device.watch
+            && let Err(error) = self
+                .wait
+                .add(&watch.pidfd, Token::DeviceEnd)
+                .and_then(|()| self.wait.add(&watch.events, Token::DeviceEvent))
+        {
+            return self.fail(Error::Loop(error.into()));
+        }
+        self.calls
+            .run(move || Returned::Connected(device::call(process, DeviceProcess::connect)));
+    }
+
+    fn connected(&mut self, result: device::Returned<BackendInfo>) {
+        let Some(info) = self.keep_or_end(result) else {
+            return;
+        };
+        let (Some(id), Some(process)) = (self.device.id, self.device.process.take()) else {
+            return;
+        };
+        match self
+            .host
+            .add_regions(id, &self.config.device.name, &info.regions)
+        {
+            Ok(regions) => self.device.regions = regions,
+            Err(error) => return self.died(device::end(process, &device::words(&error))),
+        }
+        self.device.info = Some(info);
+        self.calls
+            .run(move || Returned::Started(device::call(process, DeviceProcess::start)));
+    }
+
+    /// Takes back the process from a call, and returns what the call gave; tells the end of a process that did not survive.
+    pub(super) fn keep<T>(&mut self, result: device::Returned<T>) -> Option<Result<T, String>> {
+        match result {
+            Ok((process, value)) => {
+                self.device.process = Some(process);
+                // It may have told something, or ended, while the call was out.
+                self.device_events();
+                self.device_ended();
+                self.device.process.is_some().then_some(value)
+            }
+            Err(death) => {
+                self.died(death);
+                None
+            }
+        }
+    }
+
+    /// As [`Self::keep`], for calls that the device can't go on without.
+    fn keep_or_end<T>(&mut self, result: device::Returned<T>) -> Option<T> {
+        match self.keep(result)? {
+            Ok(value) => Some(value),
+            Err(reason) => {
+                if let Some(process) = self.device.process.take() {
+                    self.died(device::end(process, &reason));
+                }
+                None
+            }
+        }
+    }
+}
+
+impl Vmm<'_> {
+    fn serving(&mut self) {
+        let (Some(process), Some(info)) = (&self.device.process, &self.device.info) else {
+            return;
+        };
+        let device_pid = process.pid();
+        self.device.state = DeviceState::Serving;
+        self.observer.event(Event::Serving {
+            device: self.config.device.name.clone(),
+            device_pid,
+            features: format!("{:#x}", info.virtio_features),
+            protocol_features: format!("{:#x}", info.protocol_features),
+            channel: info.has_channel,
+            regions: self.device.region_reports(),
+            jail: Proof::read(device_pid).ok(),
+        });
+    }
+
+    /// Tells what the device process has to tell.
+    pub(super) fn device_events(&mut self) {
+        let Some(process) = &mut self.device.process else {
+            self.device.heed_events(&self.wait, EventType::None);
+            return;
+        };
+        let mut events = Vec::new();
+        let interest = loop {
+            match process.try_event() {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break EventType::Read,
+                // The process is ending; its pidfd tells how.
+                Err(_) => break EventType::None,
+            }
+        };
+        self.device.heed_events(&self.wait, interest);
+        for event in events {
+            self.device_event(event);
+        }
+    }
+
+    fn device_event(&mut self, event: DeviceEvent) {
+        let device = self.config.device.name.clone();
+        match event {
+            DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
+            DeviceEvent::RequestRefused {
+                refused,
+                suppressed,
+            } => {
+                let report = refused_report(&refused);
+                self.device.last_refused = Some(report.clone());
+                self.observer.event(Event::Refused {
+                    device,
+                    request: report.request,
+                    shmid: report.shmid,
+                    offset: report.offset,
+                    len: report.len,
+                    errno: report.errno,
+                    suppressed,
+                });
+            }
+            DeviceEvent::ChannelClosed { reason } => self.observer.event(Event::ChannelClosed {
+                device,
+                reason: closed_words(&reason),
+            }),
+        }
+    }
+
+    /// Finds out how the device process ended, if it has.
+    pub(super) fn device_ended(&mut self) {
+        let Some(process) = &mut self.device.process else {
+            // The call that has the process fails, and tells.
+            if let Some(watch) = &self.device.watch {
+                let _ = self.wait.delete(&watch.pidfd);
+            }
+            return;
+        };
+        if let Some(report) = process.exit_report() {
+            let death = Death::of(report);
+            self.device.process = None;
+            self.died(death);
+        }
+    }
+
+    /// The process that listened on the backend's socket has ended.
+    pub(super) fn backend_ended(&mut self) {
+        // The descriptor leaves the wait context as it is closed.
+        if let Some(Backend { pid, .. }) = self.device.backend.take() {
+            self.observer.event(Event::BackendEnded { pid });
+        }
+    }
+
+    /// Removes everything of a device whose process is gone, and starts its next life where one is due.
+    fn died(&mut self, death: Death) {
+        let dropped = self.clean_up();
+        let Death {
+            pid,
+            how,
+            is_orderly,
+        } = death;
+        self.observer.event(Event::DeviceEnded {
+            device: self.config.device.name.clone(),
+            pid,
+            how: how.clone(),
+            dropped,
+        });
+        self.device.state = DeviceState::Ended;
+        let never_lived = pid.is_none() && self.device.ended.is_none();
+        self.device.ended = Some(how.clone());
+        if self.ending.is_some() {
+            return;
+        }
+        if self.config.restart == Restart::OnFailure && !never_lived {
+            self.begin_again();
+        } else if self.config.once && is_orderly {
+            self.end("once");
+        } else if self.config.once || never_lived {
+            self.fail(Error::Device { how });
+        }
+    }
+
+    /// Removes the device from the service and its regions from the machine; the number of mappings that went.
+    fn clean_up(&mut self) -> u64 {
+        let dropped = match self.device.id.take() {
+            Some(id) => self.host.remove_device(id),
+            None => 0,
+        };
+        self.device.forget_life(&self.wait);
+        dropped
+    }
+
+    /// Kills the device process, whoever has it.
+    fn kill(&mut self) {
+        if let Some(watch) = &self.device.watch {
+            // It may be gone already.
+            let _ = rustix::process::pidfd_send_signal(&watch.pidfd, Signal::KILL);
+        }
+    }
+
+    /// Ends the device and everything else, in the order in which they need each other.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        if let Some(process) = self.device.process.take() {
+            let death = device::shut_down(process);
+            self.died(death);
+        }
+        self.kill();
+        let deadline = Instant::now() + LAST_CALL;
+        while self.calls.pending() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.calls.ready().wait_timeout(left).is_err() {
+                break;
+            }
+            self.returned_calls();
+            self.kill();
+        }
+        if self.device.id.is_some() {
+            self.clean_up();
+        }
+        match self.ending.take() {
+            Some(Ending::Failed(error)) => Err(error),
+            Some(Ending::Asked(reason)) => {
+                self.observer.event(Event::Stopped { reason });
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Watch {
+    fn new(process: &DeviceProcess) -> io::Result<Self> {
+        Ok(Self {
+            pid: process.pid(),
+            pidfd: process.pidfd().try_clone_to_owned()?,
+            events: process.events().try_clone_to_owned()?,
+        })
+    }
+}
+
+impl Device {
+    /// The regions as the outputs show them.
+    pub(super) fn region_reports(&self) -> Vec<RegionReport> {
+        self.regions.iter().map(Region::report).collect()
+    }
+
+    /// Watches, or does not watch, what the process has to tell.
+    fn heed_events(&self, wait: &base::WaitContext<Token>, interest: EventType) {
+        if let Some(watch) = &self.watch {
+            // It fails only if the descriptor is not watched at all.
+            let _ = wait.modify(&watch.events, interest, Token::DeviceEvent);
+        }
+    }
+
+    /// Forgets everything that belongs to a life that is over.
+    fn forget_life(&mut self, wait: &base::WaitContext<Token>) {
+        if let Some(watch) = self.watch.take() {
+            // They have duplicates, so closing them does not take them out of the wait context.
+            let _ = wait.delete(&watch.pidfd);
+            let _ = wait.delete(&watch.events);
+        }
+        self.process = None;
+        self.regions.clear();
+        self.info = None;
+        self.interrupt = None;
+        self.backend = None;
+    }
+}
+
+/// A refused request as the outputs show it.
+pub(super) fn refused_report(refused: &RefusedRequest) -> RefusedReport {
+    RefusedReport {
+        request: request_name(refused.code),
+        shmid: refused.shmid,
+        offset: refused.offset,
+        len: refused.len,
+        errno: errno_name(refused.errno),
+    }
+}
+
+/// The name of a request by the specification, or its code.
+fn request_name(code: u32) -> String {
+    let code = RequestCode(code);
+    code.name().map_or_else(|| code.to_string(), str::to_owned)
+}
+
+/// The name of an errno, or its number where it has none.
+pub(super) fn errno_name(errno: base::Error) -> String {
+    errno
+        .name()
+        .map_or_else(|| format!("errno {}", errno.errno()), str::to_owned)
+}
+
+/// Why a request channel ended, in words.
+fn closed_words(reason: &ChannelClosed) -> String {
+    match reason {
+        ChannelClosed::ByBackend => "the backend closed it".to_owned(),
+        ChannelClosed::BrokenFraming { detail } => format!("broken framing: {detail}"),
+        ChannelClosed::Failed { errno } => format!("it failed: {errno}"),
+    }
+}
