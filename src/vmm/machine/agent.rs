@@ -1,17 +1,11 @@
 //! The guest's agent: a program of 62 bytes that copies and sums guest physical memory for the host.
 //!
-//! It runs in long mode at privilege level 3, with port I/O allowed there and all of the first 512 GiB mapped one to
-//! one. Level 3 matters: a nested KVM without hardware help emulates level 0, at half a million instructions a
-//! second, and runs level 3 on the processor itself.
-//!
 //! The agent says that it is ready by an `out` to [`PORT`]. The host then fills the [`Order`] and lets it go on; the
 //! next `out` says that the order has been carried out. An order is a copy between RAM and anywhere, and for a sum
 //! the words of the copy are added up. All that is not RAM is touched by one instruction, at [`COPY`], whose registers
 //! tell how far it came: a fault there can be completed by the host, with nothing to decode.
 
-use super::Error;
 use super::GuestMemory;
-use super::layout::ADDRESS_LIMIT;
 use super::memory::MemoryError;
 
 /// The port that the agent reports to.
@@ -28,12 +22,6 @@ pub(super) const BUFFER: u64 = 0x40_0000;
 pub(super) const MAX_ORDER_BYTES: u64 = 1 << 20;
 /// The least RAM in which all of this has room.
 pub(super) const MIN_RAM_BYTES: u64 = BUFFER + MAX_ORDER_BYTES + super::PAGE_BYTES;
-
-/// The top-level page table; CR3.
-pub(super) const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-/// The page directories, one a GiB.
-const DIRECTORIES: u64 = 0x20_0000;
 
 /// The program, an instruction a line: its bytes, and what an assembler makes them from.
 const LISTING: &str = "
@@ -128,28 +116,9 @@ impl Order {
     }
 }
 
-/// Puts the program and its page tables into RAM.
-pub(super) fn load(memory: &GuestMemory) -> Result<(), Error> {
-    memory.write(ENTRY, &program())?;
-    // Present, writable, for level 3; in a directory also: a page of 2 MiB. Pages of 1 GiB would need no
-    // directories, but the nested KVM shuts the guest down on them.
-    const TABLE: u64 = 7;
-    const LARGE_PAGE: u64 = TABLE | 0x80;
-    let directories = ADDRESS_LIMIT >> 30;
-    memory.write(PML4, &(PDPT | TABLE).to_le_bytes())?;
-    let pointers: Vec<u8> = (0..directories)
-        .flat_map(|gib| ((DIRECTORIES + gib * 0x1000) | TABLE).to_le_bytes())
-        .collect();
-    memory.write(PDPT, &pointers)?;
-    let mut directory = Vec::with_capacity(0x1000);
-    for gib in 0..directories {
-        directory.clear();
-        for page in 0..512 {
-            directory.extend_from_slice(&((gib << 30) | (page << 21) | LARGE_PAGE).to_le_bytes());
-        }
-        memory.write(DIRECTORIES + gib * 0x1000, &directory)?;
-    }
-    Ok(())
+/// Puts the program into RAM.
+pub(super) fn load(memory: &GuestMemory) -> Result<(), MemoryError> {
+    memory.write(ENTRY, &program())
 }
 
 /// Sums bytes as the guest does: little-endian words of 8 bytes, the last one filled up with zeros; for each word

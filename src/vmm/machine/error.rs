@@ -23,6 +23,9 @@ pub enum Error {
         /// The time that the order was given.
         deadline: Duration,
     },
+    /// An event could not be duplicated for the kernel.
+    #[error("an interrupt's eventfd could not be duplicated")]
+    Event(#[source] base::Error),
     /// The guest stopped in the middle of an order; it has been reset and takes further orders.
     #[error("the guest stopped ({exit}) at instruction {instruction:#x}; its vCPU was reset")]
     GuestStopped {
@@ -46,6 +49,12 @@ pub enum Error {
     /// There is no `/dev/kvm`.
     #[error("/dev/kvm does not exist: load the kvm module, or run without a guest (--guest none)")]
     Missing,
+    /// The guest tells no more interrupts apart.
+    #[error("all {lines} interrupt lines of the guest are in use")]
+    NoLine {
+        /// How many there are.
+        lines: u8,
+    },
     /// `/dev/kvm` could not be opened, for an unusual reason.
     #[error("/dev/kvm cannot be opened")]
     Open {

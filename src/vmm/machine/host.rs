@@ -34,6 +34,9 @@ fn peek_page(
     if found.is_some_and(|(slot, offset)| slot.backing.read_at(offset, piece).is_ok()) {
         return Ok(());
     }
+    if shared.bus.read(address, piece) {
+        return Ok(());
+    }
     shared.holes().read(address, piece, access)
 }
 
@@ -67,6 +70,9 @@ fn poke_page(
         .find(address)
         .filter(|(slot, _)| !slot.read_only);
     if found.is_some_and(|(slot, offset)| slot.backing.write_at(offset, piece).is_ok()) {
+        return Ok(());
+    }
+    if shared.bus.write(address, piece) {
         return Ok(());
     }
     shared.holes().write(address, piece, access)

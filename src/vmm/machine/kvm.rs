@@ -1,28 +1,42 @@
 //! The KVM side of a machine: the virtual machine, its memslots, and the state that its vCPU starts in.
 //!
+//! Interrupts go from an eventfd through the kernel to the guest's local APIC, as messages: line 0 is vector 0x30. There is
+//! no table for a guest to program, since ours would only ever write this one.
+//!
 //! UNSAFETY: KVM is told host addresses and maps what is there into the guest.
 #![expect(
     unsafe_code,
-    reason = "KVM_SET_USER_MEMORY_REGION takes host addresses"
+    reason = "KVM takes host addresses, EventFd takes a raw descriptor"
 )]
 
 use std::collections::BTreeSet;
+use std::os::fd::FromRawFd;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
+use base::Event;
+use base::IntoRawDescriptor;
+use kvm_bindings::KVM_CAP_X86_DISABLE_EXITS;
+use kvm_bindings::KVM_IRQ_ROUTING_MSI;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::KVM_MEM_READONLY;
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_segment;
+use kvm_bindings::KVM_X86_DISABLE_EXITS_HLT;
+use kvm_bindings::KvmIrqRouting;
+use kvm_bindings::kvm_enable_cap;
+use kvm_bindings::kvm_irq_routing_entry;
+use kvm_bindings::kvm_irq_routing_entry__bindgen_ty_1;
+use kvm_bindings::kvm_irq_routing_msi;
+use kvm_bindings::kvm_lapic_state;
 use kvm_bindings::kvm_sregs;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
 use super::GuestMemory;
-use super::agent;
+use super::cpu;
 
 /// The version that KVM's interface has had since 2007.
 const API_VERSION: i32 = 12;
@@ -56,6 +70,11 @@ impl VirtualMachine {
         for region in vm.memory.regions() {
             vm.add(region.guest_address, region.host_address, region.len, false)?;
         }
+        vm.disable_halt_exits()?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
+        vm.route_lines()?;
         let vcpu = vm
             .fd
             .create_vcpu(0)
@@ -65,10 +84,80 @@ impl VirtualMachine {
             .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
         vcpu.set_cpuid2(&cpuid)
             .map_err(Error::kvm("KVM_SET_CPUID2"))?;
-        let sregs = long_mode(vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?);
-        let vcpu = Vcpu { fd: vcpu, sregs };
+        let sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+        let mut lapic = vcpu.get_lapic().map_err(Error::kvm("KVM_GET_LAPIC"))?;
+        // The spurious interrupt register: enabled, vector 255.
+        (lapic.regs[0xf0], lapic.regs[0xf1]) = (-1, 1);
+        let vcpu = Vcpu {
+            fd: vcpu,
+            sregs: cpu::long_mode(sregs),
+            lapic,
+        };
         vcpu.reset()?;
         Ok((vm, vcpu))
+    }
+
+    /// Tells KVM that it can't halt the vCPU by itself.
+    ///
+    /// With interrupt controllers in the kernel it would halt the vCPU while another thread fetches a page, and take
+    /// any page that can't be had for one that takes long: for a file that was truncated, again and again for ever.
+    /// Our programs never halt, so nothing else changes. A KVM that can't do this is left as it is.
+    fn disable_halt_exits(&self) -> Result<(), Error> {
+        let supported = self
+            .fd
+            .check_extension_raw(u64::from(KVM_CAP_X86_DISABLE_EXITS));
+        if !u32::try_from(supported).is_ok_and(|exits| exits & KVM_X86_DISABLE_EXITS_HLT != 0) {
+            return Ok(());
+        }
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_X86_DISABLE_EXITS,
+            ..kvm_enable_cap::default()
+        };
+        cap.args[0] = u64::from(KVM_X86_DISABLE_EXITS_HLT);
+        self.fd
+            .enable_cap(&cap)
+            .map_err(Error::kvm("KVM_ENABLE_CAP"))
+    }
+
+    /// Makes of each line a message to the local APIC.
+    fn route_lines(&self) -> Result<(), Error> {
+        let entries: Vec<_> = (0..cpu::LINES)
+            .map(|line| kvm_irq_routing_entry {
+                gsi: u32::from(line),
+                type_: KVM_IRQ_ROUTING_MSI,
+                u: kvm_irq_routing_entry__bindgen_ty_1 {
+                    msi: kvm_irq_routing_msi {
+                        address_lo: 0xfee0_0000,
+                        data: u32::from(cpu::FIRST_VECTOR + line),
+                        ..kvm_irq_routing_msi::default()
+                    },
+                },
+                ..kvm_irq_routing_entry::default()
+            })
+            .collect();
+        let routing = KvmIrqRouting::from_entries(&entries).expect("a few entries fit");
+        self.fd
+            .set_gsi_routing(&routing)
+            .map_err(Error::kvm("KVM_SET_GSI_ROUTING"))
+    }
+
+    /// Lets an event interrupt the guest; [`Self::disconnect`] takes it back. The result is the kernel's name for it.
+    pub(super) fn connect(&self, line: u8, event: &Event) -> Result<EventFd, Error> {
+        let event = event.try_clone().map_err(Error::Event)?;
+        let descriptor = event.into_raw_descriptor();
+        // SAFETY: the descriptor was just given up by its owner, so that the EventFd is the only one.
+        let event = unsafe { EventFd::from_raw_fd(descriptor) };
+        self.fd
+            .register_irqfd(&event, u32::from(line))
+            .map_err(Error::kvm("KVM_IRQFD"))?;
+        Ok(event)
+    }
+
+    /// Undoes [`Self::connect`].
+    pub(super) fn disconnect(&self, line: u8, event: &EventFd) -> Result<(), Error> {
+        self.fd
+            .unregister_irqfd(event, u32::from(line))
+            .map_err(Error::kvm("KVM_IRQFD"))
     }
 
     /// Puts a host range under a guest range and returns the slot's number.
@@ -142,6 +231,7 @@ impl VirtualMachine {
 pub(super) struct Vcpu {
     pub(super) fd: VcpuFd,
     sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
 }
 
 impl Vcpu {
@@ -150,39 +240,10 @@ impl Vcpu {
         self.fd
             .set_sregs(&self.sregs)
             .map_err(Error::kvm("KVM_SET_SREGS"))?;
-        // Bit 1 is always set; bits 12 and 13 allow port I/O at level 3.
-        let regs = kvm_regs {
-            rip: agent::ENTRY,
-            rflags: 0x3002,
-            ..kvm_regs::default()
-        };
+        self.fd
+            .set_lapic(&self.lapic)
+            .map_err(Error::kvm("KVM_SET_LAPIC"))?;
+        let regs = cpu::agent_registers();
         self.fd.set_regs(&regs).map_err(Error::kvm("KVM_SET_REGS"))
     }
-}
-
-/// Makes of a processor's state the one of long mode at level 3, with flat segments and the agent's page tables.
-fn long_mode(mut sregs: kvm_sregs) -> kvm_sregs {
-    const CODE: u8 = 0xb;
-    const DATA: u8 = 0x3;
-    let segment = |selector, type_, long: bool| kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..kvm_segment::default()
-    };
-    let data = segment(0x23, DATA, false);
-    sregs.cs = segment(0x1b, CODE, true);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.cr3 = agent::PML4;
-    sregs.cr4 = 0x20; // PAE
-    sregs.cr0 = 0x8001_0033; // PG, WP, NE, ET, MP, PE
-    sregs.efer = 0x500; // LMA, LME
-    sregs
 }

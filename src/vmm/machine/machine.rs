@@ -7,6 +7,8 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use base::Event;
+
 use super::Access;
 use super::Error;
 use super::FaultCallback;
@@ -18,11 +20,15 @@ use super::agent;
 use super::agent::MAX_ORDER_BYTES;
 use super::backing::Slots;
 use super::backing::check_reach;
+use super::cpu;
 use super::guest::Guest;
 use super::hole::Holes;
 use super::host;
+use super::irq::IrqLine;
+use super::irq::Lines;
 use super::kvm::VirtualMachine;
 use super::vcpu::Order;
+use crate::vmm::mmio::Bus;
 
 /// Who carries out what is asked of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +95,11 @@ pub(super) struct Shared {
     pub(super) memory: GuestMemory,
     pub(super) slots: Arc<Slots>,
     holes: Mutex<Holes>,
+    pub(super) lines: Lines,
+    /// The devices that the guest's memory exits go to.
+    pub(super) bus: Bus,
     /// Declared after the slots and the memory, and dropped with the last user of the machine.
-    vm: Option<VirtualMachine>,
+    pub(super) vm: Option<VirtualMachine>,
 }
 
 impl Shared {
@@ -152,6 +161,7 @@ impl Machine {
             .into());
         }
         let memory = GuestMemory::new(config.ram_bytes)?;
+        cpu::load(&memory)?;
         agent::load(&memory)?;
         let (vm, vcpu) = VirtualMachine::open(memory.clone())?;
         let shared = Self::share(config, memory, Some(vm));
@@ -189,6 +199,8 @@ impl Machine {
             memory,
             slots,
             holes,
+            lines: Lines::default(),
+            bus: Bus::new(),
             vm,
         })
     }
@@ -205,6 +217,19 @@ impl Machine {
     /// Returns the guest's RAM.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
+    }
+
+    /// Returns the bus of the devices that have no memory behind their addresses.
+    pub fn bus(&self) -> &Bus {
+        &self.shared.bus
+    }
+
+    /// Lets an event interrupt the guest, until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoLine`] if all are in use; [`Error::Kvm`] for an event that is connected already.
+    pub fn connect_interrupt(&self, event: &Event) -> Result<IrqLine, Error> {
+        IrqLine::connect(&self.shared, event)
     }
 
     /// Returns the fault that stopped the VM, under [`HolePolicy::Stop`].

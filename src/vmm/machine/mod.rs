@@ -10,10 +10,12 @@
 
 mod agent;
 mod backing;
+mod cpu;
 mod error;
 mod guest;
 pub mod hole;
 mod host;
+mod irq;
 mod kvm;
 mod layout;
 #[expect(
@@ -37,6 +39,7 @@ pub use hole::FaultKind;
 pub use hole::GuestFault;
 pub use hole::HolePolicy;
 pub use hole::Place;
+pub use irq::IrqLine;
 pub use layout::LayoutError;
 pub use layout::RegionLayout;
 pub use machine::GuestKind;

@@ -90,6 +90,8 @@ enum Exit {
     Ready,
     /// An access to this address was completed here; KVM still has to take the result.
     Completed(u64),
+    /// A device answered; KVM still has to take the result.
+    Served,
     /// The agent's copy stands at a byte that can't be had.
     Fault,
     /// A signal, or nothing of importance.
@@ -135,7 +137,7 @@ impl VcpuThread {
                 }
                 Ok(Exit::Completed(address)) => self.after_memory_exit(address),
                 Ok(Exit::Fault) => self.complete_page(),
-                Ok(Exit::Nothing) => Ok(()),
+                Ok(Exit::Served | Exit::Nothing) => Ok(()),
                 Ok(Exit::Dead(exit)) => Err(Error::GuestStopped {
                     exit,
                     instruction: self.instruction(),
@@ -169,10 +171,16 @@ impl VcpuThread {
         let exit = match vcpu.fd.run() {
             Ok(VcpuExit::IoOut(agent::PORT, _)) => Exit::Ready,
             Ok(VcpuExit::MmioRead(address, data)) => {
+                if shared.bus.read(address, data) {
+                    return Ok(Exit::Served);
+                }
                 shared.holes().read(address, data, access)?;
                 Exit::Completed(address)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                if shared.bus.write(address, data) {
+                    return Ok(Exit::Served);
+                }
                 shared.holes().write(address, data, access)?;
                 Exit::Completed(address)
             }
@@ -203,7 +211,7 @@ impl VcpuThread {
         self.vcpu.fd.set_kvm_immediate_exit(1);
         let outcome = loop {
             match self.enter() {
-                Ok(Exit::Completed(_)) => (),
+                Ok(Exit::Completed(_) | Exit::Served) => (),
                 Ok(Exit::Nothing) => break Ok(()),
                 Ok(_) => {
                     break Err(Error::GuestStopped {

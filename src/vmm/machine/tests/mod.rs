@@ -4,6 +4,7 @@
 
 mod access;
 mod holes;
+mod irq;
 mod lifetime;
 
 use std::fs::File;
