@@ -1,5 +1,6 @@
 //! A jailed process, seen from its parent.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -48,6 +49,8 @@ pub struct JailedChild {
     pidfd: OwnedFd,
     report: OwnedFd,
     supervisor: Option<Supervisor>,
+    /// What the process has said since it was in its jail, the last words last.
+    words: VecDeque<Record<'static>>,
     ended: Option<ExitReport>,
     /// Keeps the thread alive whose end would kill the process.
     _spawner: Spawner,
@@ -89,6 +92,7 @@ impl JailedChild {
             pidfd,
             report,
             supervisor,
+            words: heard.words,
             ended: None,
             _spawner: spawner,
         })
@@ -156,17 +160,13 @@ impl JailedChild {
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.finish();
         }
-        let mut words = Vec::new();
         while let Ok(Some(word)) = receive(self.report.as_fd()) {
-            if words.len() == MAX_WORDS {
-                words.remove(0);
-            }
-            words.push(word);
+            keep(&mut self.words, word);
         }
         let report = ExitReport {
             name: self.name.clone(),
             pid: self.pid(),
-            end: End::new(status, &words),
+            end: End::new(status, self.words.make_contiguous()),
         };
         self.ended = Some(report.clone());
         report
@@ -192,6 +192,8 @@ impl Drop for JailedChild {
 struct Heard {
     jailed: Option<Pid>,
     outcome: Outcome,
+    /// What came later, while the outer process had not said its part yet.
+    words: VecDeque<Record<'static>>,
 }
 
 enum Outcome {
@@ -226,6 +228,7 @@ impl Heard {
         let mut jailed = None;
         let mut ready = false;
         let mut failure = None;
+        let mut words = VecDeque::new();
         loop {
             // The outer and the jailed process both write, in no particular order.
             match receive(report) {
@@ -234,7 +237,7 @@ impl Heard {
                 }
                 Ok(Some(Record::Ready)) => ready = true,
                 Ok(Some(Record::Failed { text })) => failure = Some(text.into_owned()),
-                Ok(Some(_)) => {}
+                Ok(Some(word)) => keep(&mut words, word),
                 Err(Errno::AGAIN) if wait_readable(report, deadline) => {}
                 end => {
                     let outcome = match (failure, end) {
@@ -242,15 +245,30 @@ impl Heard {
                         (None, Err(Errno::AGAIN)) => Outcome::Timeout,
                         (None, _) => Outcome::Silence,
                     };
-                    return Self { jailed, outcome };
+                    return Self {
+                        jailed,
+                        outcome,
+                        words,
+                    };
                 }
             }
             if ready && jailed.is_some() {
-                let outcome = Outcome::Ready;
-                return Self { jailed, outcome };
+                return Self {
+                    jailed,
+                    outcome: Outcome::Ready,
+                    words,
+                };
             }
         }
     }
+}
+
+/// Keeps the last words only.
+fn keep(words: &mut VecDeque<Record<'static>>, word: Record<'static>) {
+    if words.len() == MAX_WORDS {
+        words.pop_front();
+    }
+    words.push_back(word);
 }
 
 /// The next record; `None` at the end of all records.
