@@ -89,6 +89,8 @@ pub(crate) fn install(name: &str, report: Option<OwnedFd>) -> io::Result<()> {
         on_sigabrt,
         libc::SA_SIGINFO | libc::SA_ONSTACK,
     )?;
+    // Standard error may be a file, and a jailed process writes no files; then its lines are lost, and nothing else.
+    ignore(libc::SIGXFSZ)?;
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         print(info);
@@ -133,6 +135,14 @@ fn handle(signal: libc::c_int, handler: Handler, flags: libc::c_int) -> io::Resu
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+fn ignore(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: the call takes numbers; no code of this program runs on the signal.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 

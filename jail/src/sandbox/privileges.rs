@@ -2,6 +2,7 @@
 // UNSAFETY: PR_SET_MDWE has no safe wrapper.
 #![expect(unsafe_code, reason = "calls prctl(2)")]
 
+use std::fs;
 use std::io;
 
 use rustix::io::Errno;
@@ -33,9 +34,10 @@ const NOBODY: u32 = 65534;
 /// `PR_MDWE_REFUSE_EXEC_GAIN`: no mapping becomes executable that was not.
 const REFUSE_EXEC_GAIN: libc::c_ulong = 1;
 
-/// Root becomes nobody; others stay who they are.
+/// Root becomes nobody. Others stay who they are, and so does the root of a user namespace that knows no nobody: outside of it, it is an
+/// ordinary user.
 pub(super) fn become_nobody() -> Result<(), StepError> {
-    if !geteuid().is_root() {
+    if !geteuid().is_root() || !has_nobody() {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -45,6 +47,27 @@ pub(super) fn become_nobody() -> Result<(), StepError> {
     set_thread_res_uid(uid, uid, uid).at(Step::BecomeNobody)?;
     // The change made the process's files in /proc root's; it has to write its id maps there.
     set_dumpable_behavior(DumpableBehavior::Dumpable).at(Step::BecomeNobody)
+}
+
+/// False if this user namespace has no user or group 65534.
+fn has_nobody() -> bool {
+    ["/proc/self/uid_map", "/proc/self/gid_map"]
+        .iter()
+        // Where there is no map to be read, the attempt to become nobody shows it.
+        .all(|map| fs::read_to_string(map).map_or(true, |map| maps_nobody(&map)))
+}
+
+/// True if `map` (`id_map` in user_namespaces(7): first inside, first outside, count) has an id 65534 inside.
+fn maps_nobody(map: &str) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        match (numbers.next(), numbers.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => {
+                NOBODY.checked_sub(first).is_some_and(|n| n < count)
+            }
+            _ => false,
+        }
+    })
 }
 
 /// Empties the bounding set, if the process may.
@@ -105,4 +128,20 @@ pub(super) fn write_execute_is_denied() -> Option<bool> {
     // SAFETY: the call takes numbers and returns one.
     let result = unsafe { libc::prctl(libc::PR_GET_MDWE, 0_u64, 0_u64, 0_u64, 0_u64) };
     (result >= 0).then_some(result == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_nobody_looks_at_all_ranges() {
+        assert!(maps_nobody("         0          0 4294967295\n"));
+        assert!(maps_nobody("0 1000 1\n65534 1001 1\n"));
+        assert!(maps_nobody("0 100000 65535\n"));
+        assert!(!maps_nobody("0 100000 65534\n"));
+        assert!(!maps_nobody("0 1000 1\n"));
+        assert!(!maps_nobody("65535 1 5\n"));
+        assert!(!maps_nobody(""));
+    }
 }
