@@ -3,6 +3,7 @@
 //! The tables come from the crate `syscalls`; nothing here depends on the architecture of the machine that runs the compiler.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -10,6 +11,12 @@ use serde::Serialize;
 use syscalls::aarch64;
 use syscalls::riscv64;
 use syscalls::x86_64;
+
+/// What the C headers of all 64-bit architectures call this syscall; the table of aarch64 has another name.
+const NEWFSTATAT: &str = "newfstatat";
+
+/// Syscalls of 32-bit architectures, which the table of aarch64 has as well.
+const TIME64: RangeInclusive<usize> = 403..=423;
 
 /// An architecture that a policy is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -65,12 +72,14 @@ impl Arch {
 
     /// The syscall of that name, or `None` if this architecture has none.
     pub fn syscall_by_name(self, name: &str) -> Option<Syscall> {
-        match self {
-            Self::X86_64 => name.parse::<x86_64::Sysno>().ok().map(|s| s.id()),
-            Self::Aarch64 => name.parse::<aarch64::Sysno>().ok().map(|s| s.id()),
-            Self::Riscv64 => name.parse::<riscv64::Sysno>().ok().map(|s| s.id()),
-        }
-        .and_then(|number| self.syscall(u32::try_from(number).ok()?))
+        let id = match self {
+            Self::X86_64 => name.parse::<x86_64::Sysno>().ok()?.id(),
+            Self::Aarch64 if name == NEWFSTATAT => aarch64::Sysno::fstatat.id(),
+            Self::Aarch64 => name.parse::<aarch64::Sysno>().ok()?.id(),
+            Self::Riscv64 => name.parse::<riscv64::Sysno>().ok()?.id(),
+        };
+        let syscall = self.syscall(u32::try_from(id).ok()?)?;
+        (syscall.name == name).then_some(syscall)
     }
 
     /// The syscall of that number, or `None` if this architecture has none.
@@ -83,7 +92,11 @@ impl Arch {
         let number = usize::try_from(number).ok()?;
         match self {
             Self::X86_64 => x86_64::Sysno::new(number).map(|s| s.name()),
-            Self::Aarch64 => aarch64::Sysno::new(number).map(|s| s.name()),
+            Self::Aarch64 if TIME64.contains(&number) => None,
+            Self::Aarch64 => aarch64::Sysno::new(number).map(|s| match s {
+                aarch64::Sysno::fstatat => NEWFSTATAT,
+                other => other.name(),
+            }),
             Self::Riscv64 => riscv64::Sysno::new(number).map(|s| s.name()),
         }
     }
@@ -161,6 +174,18 @@ mod tests {
         assert_eq!(Arch::Aarch64.syscall_by_name("epoll_wait"), None);
         assert_eq!(Arch::Riscv64.syscall_by_name("epoll_wait"), None);
         assert_eq!(Arch::X86_64.syscall_by_name("no_such_call"), None);
+    }
+
+    #[test]
+    fn names_are_those_of_the_c_headers() {
+        let numbers = [262, 79, 79];
+        for (arch, number) in Arch::ALL.into_iter().zip(numbers) {
+            let syscall = arch.syscall_by_name("newfstatat");
+            assert_eq!(syscall.map(|s| s.number), Some(number));
+            assert_eq!(arch.syscall_by_name("fstatat"), None);
+            assert_eq!(arch.syscall_by_name("clock_gettime64"), None);
+            assert_eq!(arch.name_of(403), None);
+        }
     }
 
     #[test]

@@ -253,3 +253,6 @@ fn ask_supervisor(program: &mut BpfProgram) {
 
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
+
+#[cfg(test)]
+mod tests;

@@ -166,3 +166,6 @@ impl<'a> Loader<'a> {
         self.diagnostics.push(Diagnostic { origin, problem });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,8 @@ mod compile;
 mod constants;
 mod diagnostic;
 mod explain;
+#[cfg(test)]
+mod interpreter;
 mod load;
 mod parse;
 

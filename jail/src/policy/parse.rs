@@ -355,3 +355,6 @@ fn number(text: &str) -> Result<u64, Problem> {
     }
     u64::from_str_radix(digits, radix).map_err(|_overflow| Problem::NumberTooLarge(text.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The jailed process: goes into its jail, prepares what it needs, locks down, and does what the test wants to see.
-// UNSAFETY: one action reads memory that is not there, to see what becomes of it.
-#![expect(unsafe_code, reason = "provokes a memory fault")]
+// UNSAFETY: one action reads memory that is not there, another makes any syscall, to see what becomes of it.
+#![expect(unsafe_code, reason = "provokes faults and violations")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +25,8 @@ use jail::Filters;
 use jail::Jail;
 use jail::Limits;
 use jail::Sandbox;
+
+use crate::attempts;
 
 /// The argument that makes the program play the jailed process.
 pub(crate) const MARK: &str = "--jailed";
@@ -86,12 +88,13 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
             return ExitCode::from(BROKEN);
         }
     };
-    act(
-        options.need::<String>("--action").as_str(),
-        jail,
-        &filters,
-        parent,
-    )
+    let action: String = options.need("--action");
+    if action == "try" {
+        return attempts::main(jail, &filters, parent.expect("a socket to the parent"));
+    }
+    let numbers = options.get("--call").unwrap_or_default().split(',');
+    let numbers: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+    act(&action, jail, &filters, parent, &numbers)
 }
 
 /// A thread that was started before the filter came on.
@@ -124,7 +127,13 @@ impl Worker {
     }
 }
 
-fn act(action: &str, jail: Jail, filters: &Filters, parent: Option<File>) -> ExitCode {
+fn act(
+    action: &str,
+    jail: Jail,
+    filters: &Filters,
+    parent: Option<File>,
+    numbers: &[u64],
+) -> ExitCode {
     if action == "panic-before" {
         panic!("before the filter");
     }
@@ -135,6 +144,9 @@ fn act(action: &str, jail: Jail, filters: &Filters, parent: Option<File>) -> Exi
         "end" => ExitCode::SUCCESS,
         "code" => ExitCode::from(7),
         "hold" => hold(parent),
+        "hold-nothing" => loop {
+            thread::park();
+        },
         "panic" => panic!("on purpose"),
         "abort" => process::abort(),
         "out-of-memory" => out_of_memory(),
@@ -156,6 +168,8 @@ fn act(action: &str, jail: Jail, filters: &Filters, parent: Option<File>) -> Exi
             let _pair = UnixStream::pair();
         })),
         "allocate" => allocate(worker),
+        // The worker first: a main thread that ends by `exit` would leave it, and the process with it.
+        "call" if worker.run_and_end(|| {}) => call(numbers),
         _ => ExitCode::from(BROKEN),
     }
 }
@@ -201,6 +215,14 @@ fn fault() -> ExitCode {
     // SAFETY: none; the process is to die of it, and nothing can map this page.
     let byte = unsafe { std::ptr::read_volatile(std::ptr::without_provenance::<u8>(8)) };
     ExitCode::from(byte)
+}
+
+/// Makes the syscall `numbers[0]` with the arguments after it. Whatever comes back, it was let through.
+fn call(numbers: &[u64]) -> ExitCode {
+    let [number, a, b, c, d, e, f] = numbers.try_into().expect("a number and six arguments");
+    // SAFETY: the test chooses calls that fail or only harm this process, which has nothing to lose.
+    unsafe { libc::syscall(number.cast_signed(), a, b, c, d, e, f) };
+    ExitCode::SUCCESS
 }
 
 /// The allocator at work in two threads, with blocks small and large that grow and go.

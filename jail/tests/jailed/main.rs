@@ -3,9 +3,11 @@
 //! The same program plays both sides: started by a test it is the jailed process (`child`), otherwise it runs the tests (`runner`). The
 //! test harness of the standard library can't be used, since it starts threads before a test could go into its jail.
 
+mod attempts;
 mod child;
 mod ends;
 mod inside;
+mod probes;
 mod runner;
 mod spawned;
 
@@ -20,6 +22,16 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == child::MARK) {
         return child::main(&arguments);
     }
-    let tests = [ends::TESTS, inside::TESTS, spawned::TESTS].concat();
+    if arguments == [spawned::PARENT] {
+        return spawned::parent();
+    }
+    let tests = [
+        attempts::TESTS,
+        ends::TESTS,
+        inside::TESTS,
+        probes::TESTS,
+        spawned::TESTS,
+    ];
+    let tests = tests.concat();
     runner::main(&arguments, &tests)
 }

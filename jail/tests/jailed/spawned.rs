@@ -2,16 +2,26 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io::BufRead;
+use std::io::BufReader;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
+use std::os::fd::IntoRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::process::ExitCode;
+use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use jail::Arch;
+use jail::End;
 use jail::JailedChild;
+use jail::Policy;
 use jail::Program;
 use jail::SandboxLevel;
 use jail::SpawnError;
@@ -19,9 +29,20 @@ use jail::SpawnRequest;
 use jail::Spawner;
 use jail::Stderr;
 use jail::Violation;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
+use rustix::io::FdFlags;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::pidfd_open;
 
 use crate::child;
 use crate::runner::Test;
+
+/// The argument that makes the program play the parent of a jailed process.
+pub(crate) const PARENT: &str = "--parent";
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -37,8 +58,36 @@ pub(crate) const TESTS: &[Test] = &[
         dropped_child_leaves_no_process,
     ),
     (
+        "spawned::many_at_once_leave_no_descriptor",
+        many_at_once_leave_no_descriptor,
+    ),
+    (
+        "spawned::child_dies_with_its_parent",
+        child_dies_with_its_parent,
+    ),
+    (
+        "spawned::program_started_by_hand_passes_the_end_on",
+        program_started_by_hand_passes_the_end_on,
+    ),
+    (
+        "spawned::program_started_by_hand_closes_other_descriptors",
+        program_started_by_hand_closes_other_descriptors,
+    ),
+    (
+        "spawned::policy_of_a_folder_takes_the_place_of_the_built_in_one",
+        policy_of_a_folder_takes_the_place_of_the_built_in_one,
+    ),
+    (
         "spawned::ordinary_user_can_do_the_same",
         ordinary_user_can_do_the_same,
+    ),
+    (
+        "spawned::root_of_a_container_can_do_the_same",
+        root_of_a_container_can_do_the_same,
+    ),
+    (
+        "spawned::system_without_user_namespaces_is_explained",
+        system_without_user_namespaces_is_explained,
     ),
 ];
 
@@ -160,26 +209,256 @@ fn dropped_child_leaves_no_process() {
     assert!(!std::fs::exists(&path).expect("/proc is there"));
 }
 
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .expect("/proc is there")
+        .count()
+}
+
+fn many_at_once_leave_no_descriptor() {
+    // The first one starts the thread that all use.
+    drop(hold(SandboxLevel::Full, Violation::Trap));
+    let before = open_descriptors();
+    for violation in [Violation::Trap, Violation::Log] {
+        let held: Vec<Held> = (0..8)
+            .map(|_| hold(SandboxLevel::Full, violation))
+            .collect();
+        assert!(open_descriptors() > before);
+        drop(held);
+        let ends: Vec<JailedChild> = (0..4)
+            .map(|_| {
+                Jailed::new("abort")
+                    .spawn()
+                    .unwrap_or_else(|error| panic!("{error}"))
+            })
+            .collect();
+        drop(ends);
+        let broken = Jailed {
+            more: &["--policy", "none"],
+            ..Jailed::new("end")
+        };
+        let error = broken.spawn().expect_err("there is no such policy");
+        assert!(matches!(error, SpawnError::Died { .. }), "{error}");
+    }
+    assert_eq!(open_descriptors(), before);
+}
+
+/// Plays a parent that starts a jailed process and says its number, until it is killed.
+pub(crate) fn parent() -> ExitCode {
+    let held = hold(SandboxLevel::Full, Violation::Trap);
+    println!("{}", held.child.pid());
+    loop {
+        std::thread::park();
+    }
+}
+
+fn child_dies_with_its_parent() {
+    let mut parent = Command::new("/proc/self/exe")
+        .arg(PARENT)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it can be executed");
+    let stdout = parent.stdout.take().expect("it is piped");
+    let line = BufReader::new(stdout)
+        .lines()
+        .next()
+        .expect("it says a line");
+    let pid = line
+        .expect("it can be read")
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw);
+    let pidfd = pidfd_open(pid.expect("a number"), PidfdFlags::empty()).expect("it lives");
+    assert_eq!(
+        wait_for_end(&pidfd, Duration::ZERO),
+        0,
+        "it lives while its parent does"
+    );
+    parent.kill().expect("it lives");
+    parent.wait().expect("it is a child");
+    assert_eq!(wait_for_end(&pidfd, TIMEOUT), 1, "it dies with its parent");
+}
+
+/// 1 if the process has ended within `timeout`.
+fn wait_for_end(pidfd: &OwnedFd, timeout: Duration) -> usize {
+    let timeout = Timespec::try_from(timeout).expect("it is short");
+    let mut descriptors = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut descriptors, Some(&timeout)).expect("it can be waited for")
+}
+
+/// The command line of a user who starts the program without a parent that wants reports.
+fn by_hand(action: &str, level: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::null())
+        .args([
+            child::MARK,
+            "--action",
+            action,
+            "--name",
+            "test0",
+            "--sandbox",
+            level,
+            "--seccomp",
+            "trap",
+        ]);
+    command
+}
+
+fn program_started_by_hand_passes_the_end_on() {
+    for level in ["full", "seccomp", "none"] {
+        let code = |action| by_hand(action, level).output().expect("it can be executed");
+        assert_eq!(code("code").status.code(), Some(7), "{level}");
+        assert_eq!(code("abort").status.code(), Some(134), "{level}");
+        assert_eq!(code("panic").status.code(), Some(101), "{level}");
+    }
+    let output = by_hand("socket", "full")
+        .output()
+        .expect("it can be executed");
+    assert_eq!(output.status.code(), Some(128 + libc::SIGSYS));
+    let line = String::from_utf8_lossy(&output.stderr);
+    let start = "portcullis: device test0: thread main (id 1): the policy does not allow syscall ";
+    assert!(line.starts_with(start), "{line}");
+    assert!(line.contains("(socketpair), called at 0x"), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let output = by_hand("socket", "seccomp")
+        .output()
+        .expect("it can be executed");
+    assert_eq!(output.status.signal(), Some(libc::SIGSYS));
+}
+
+fn program_started_by_hand_closes_other_descriptors() {
+    let (mut ours, theirs) = UnixStream::pair().expect("socketpair");
+    ours.set_read_timeout(Some(TIMEOUT)).expect("setsockopt");
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).expect("it is open");
+    // The shell holds the process until this end is closed, and the process holds it only if it has not closed it.
+    let mut child = by_hand("hold-nothing", "full")
+        .spawn()
+        .expect("it can be executed");
+    drop(theirs);
+    let mut byte = [0];
+    let count = ours
+        .read(&mut byte)
+        .expect("the other end is closed in time");
+    assert_eq!(count, 0);
+    child.kill().expect("it waits");
+    child.wait().expect("it is a child");
+}
+
+fn policy_of_a_folder_takes_the_place_of_the_built_in_one() {
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("device.policy");
+    let more = ["--policy-dir", folder.path().to_str().expect("it is UTF-8")];
+    let jailed = Jailed {
+        more: &more,
+        ..Jailed::new("socket")
+    };
+    let text = Policy::built_in("device", Arch::NATIVE).expect("it is in order");
+    let mut text: Vec<_> = text.rules().iter().map(|rule| rule.text.clone()).collect();
+    text.push("socketpair: return EPERM".to_owned());
+    std::fs::write(&path, text.join("\n")).expect("it can be written");
+    let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
+    let report = child.wait().expect("it can be waited for");
+    assert_eq!(
+        report.end,
+        End::Exited { code: 51 },
+        "the call came back with an error"
+    );
+
+    std::fs::write(&path, "socketpair: maybe\n").expect("it can be written");
+    let error = jailed.spawn().expect_err("the policy has an error");
+    assert!(matches!(error, SpawnError::Died { .. }), "{error}");
+}
+
 /// The same tests as an ordinary user, without those that look at what only root may see of a process that is not dumpable.
 fn ordinary_user_can_do_the_same() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let output = Command::new("/proc/self/exe")
-        .args([
-            "ends::",
-            "inside::status",
-            "inside::hang_up",
-            "spawned::dropped",
-        ])
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .output()
-        .expect("it can be executed");
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(["inside::status", "inside::hang_up"])
+        .args(FOR_ALL_USERS);
+    all_pass(command.uid(ORDINARY).gid(ORDINARY));
+}
+
+/// Tests that need no privilege.
+const FOR_ALL_USERS: [&str; 5] = [
+    "attempts::",
+    "ends::",
+    "spawned::dropped",
+    "spawned::many",
+    "spawned::program",
+];
+
+#[track_caller]
+fn all_pass(command: &mut Command) {
+    let output = command.output().expect("it can be executed");
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}{errors}");
-    assert!(text.contains("14 passed; 0 failed"), "{text}");
+    assert!(
+        text.contains(" 0 failed") && !text.contains("\n0 passed"),
+        "{text}"
+    );
+}
+
+/// Runs this program in a user namespace in which an ordinary user is root and nobody else exists, as in a container of that user.
+fn in_container(script: &str, arguments: &[&str]) -> Command {
+    // By number, since that user may have no way to the file by its name.
+    let exe = std::fs::File::open("/proc/self/exe").expect("/proc is there");
+    rustix::io::fcntl_setfd(&exe, FdFlags::empty()).expect("it is open");
+    let path = format!("/proc/self/fd/{}", exe.into_raw_fd());
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "sh", "-c", script, "sh", &path])
+        .args(arguments);
+    if rustix::process::geteuid().is_root() {
+        command.uid(ORDINARY).gid(ORDINARY);
+    }
+    command
+}
+
+fn root_of_a_container_can_do_the_same() {
+    all_pass(&mut in_container(r#"exec "$@""#, &FOR_ALL_USERS));
+}
+
+fn system_without_user_namespaces_is_explained() {
+    let script = r#"echo 0 > /proc/sys/user/max_user_namespaces && exec "$@""#;
+    let mut arguments = vec![child::MARK, "--action", "end", "--name", "test0"];
+    arguments.extend(["--seccomp", "trap", "--sandbox"]);
+    let output = |level| {
+        let arguments = [&arguments[..], &[level]].concat();
+        in_container(script, &arguments)
+            .output()
+            .expect("it can be executed")
+    };
+    let full = output("full");
+    let line = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(99), "{line}");
+    let start = "unshare(CLONE_NEWUSER): No space left on device (os error 28): user namespaces are needed: \
+                 raise user.max_user_namespaces";
+    assert!(line.starts_with(start), "{line}");
+    assert!(
+        line.ends_with("choose a weaker jail with --sandbox seccomp\n"),
+        "{line}"
+    );
+    // The parent gets the same words.
+    let spawned = in_container(script, &["spawned::program_that", "ends::code"]);
+    let text = { spawned }.output().expect("it can be executed");
+    let text = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert!(
+        text.contains("device test0: unshare(CLONE_NEWUSER): No space left"),
+        "{text}"
+    );
+    let seccomp = output("seccomp");
+    assert_eq!(
+        seccomp.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&seccomp.stderr)
+    );
 }
 
 /// A user that owns nothing in particular.
