@@ -9,6 +9,7 @@ use std::sync::mpsc::TrySendError;
 use std::thread;
 use std::time::Duration;
 
+use super::ctl::count;
 use super::output::print;
 use super::output::print_json;
 use super::size::Size;
@@ -173,16 +174,19 @@ fn text(event: &Event) -> String {
             device,
             dropped,
             generation,
-        } => format!("{device}: reset, {dropped} mappings dropped, generation {generation}"),
+        } => format!(
+            "{device}: reset, {} dropped, generation {generation}",
+            count(*dropped, "mapping")
+        ),
         Event::BackendEnded { pid } => format!("backend process {pid} has ended"),
         Event::DeviceEnded {
             device,
             how,
             dropped,
             ..
-        } => format!("{device}: {how}; {dropped} mappings dropped"),
+        } => format!("{device}: {how}; {} dropped", count(*dropped, "mapping")),
         Event::Restarting { device, restarts } => format!("{device}: restart {restarts}"),
-        Event::Missed { count } => format!("{count} events were not printed in time"),
+        Event::Missed { count: missed } => format!("{missed} more events, not printed in time"),
         Event::Stopped { reason } => format!("stopped: {reason}"),
     };
     text.push('\n');

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::Serializer;
 
+use crate::cli::ctl::count;
 use crate::cli::size::Size;
 use crate::cli::table::Align;
 use crate::cli::table::Table;
@@ -170,9 +171,13 @@ impl Report {
         let equal = self.files.iter().filter(|file| file.guest_sum_ok).count();
         let _ = writeln!(
             text,
-            "  {} files, {}: {equal} sums agree with the host's",
-            self.files.len(),
-            Size(bytes)
+            "  {}, {}: {} with the host's",
+            count(self.files.len() as u64, "file"),
+            Size(bytes),
+            match equal {
+                1 => "1 sum agrees".to_owned(),
+                _ => format!("{equal} sums agree"),
+            }
         );
         self.write_left_out(text);
     }
@@ -351,7 +356,7 @@ mod tests {
             "Files of src, read by the KVM guest\n\
              \x20 file       offset   length    sum    time\n\
              \x20 README.md  0x1000  1.5 KiB  0xabc  1.2 ms  ok\n\
-             \x20 1 files, 1.5 KiB: 1 sums agree with the host's\n\
+             \x20 1 file, 1.5 KiB: 1 sum agrees with the host's\n\
              \x20 left out: big (no room)\n\
              \n\
              Jail of device process 42, sandbox full\n\

@@ -113,8 +113,11 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
         arguments.limit.0,
         scratch.path(),
     )
-    .context("cannot read the folder to show")?;
-    let host = Host::new(guest(arguments.guest), GUEST_MEMORY, |_| ())?;
+    .with_context(|| match &arguments.directory {
+        Some(directory) => format!("cannot read the folder {}", directory.display()),
+        None => "cannot find files to show".to_owned(),
+    })?;
+    let mut host = Host::new(guest(arguments.guest), GUEST_MEMORY, |_| ())?;
 
     progress.say("starting the backend and its device process");
     let sandbox = SandboxOptions {
@@ -156,8 +159,8 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
     let device_pid = device.process.pid();
 
     progress.say("killing the backends");
-    device.end(&host)?;
-    neighbour.end(&host)?;
+    device.end(&mut host)?;
+    neighbour.end(&mut host)?;
     let mappings_left = host.mappings().len() as u64;
     drop(progress);
 
@@ -382,7 +385,7 @@ impl Device {
     }
 
     /// Kills the backend, and waits for the end of its device process.
-    fn end(mut self, host: &Host) -> anyhow::Result<()> {
+    fn end(mut self, host: &mut Host) -> anyhow::Result<()> {
         self.backend.kill();
         let has_ended = self.await_end();
         host.remove_device(self.id);

@@ -8,10 +8,13 @@ use vm_control::MappingKind;
 use super::device;
 use super::events::Event;
 use super::host::seen_by;
+use super::machine::FaultKind;
+use super::machine::GuestFault;
 use super::main_loop::Returned;
 use super::main_loop::Vmm;
 use super::supervisor::errno_name;
 use super::supervisor::refused_report;
+use crate::cli::size::Size;
 use crate::control::message::DeviceState;
 use crate::control::message::MAX_TRANSFER;
 use crate::control::message::MappingReport;
@@ -253,8 +256,9 @@ impl Vmm<'_> {
             .is_some_and(|end| end <= region.len());
         if !is_inside {
             return Err(Refusal::new(format!(
-                "{len} bytes at {offset:#x} are not inside region {shmid}, which has {:#x}",
-                region.len()
+                "{} at {offset:#x} is not inside region {shmid}, which has {}",
+                Size(len),
+                Size(region.len())
             )));
         }
         Ok(Place {
@@ -278,8 +282,11 @@ impl Vmm<'_> {
 
     fn reset(&mut self, client: ClientId) {
         let (Some(id), DeviceState::Serving) = (self.device.id, self.device.state) else {
-            let refusal = Refusal::new(format!("the device is {}", self.device.state.name()))
-                .advise("only a device that is served can be reset");
+            let refusal = Refusal::new(format!(
+                "there is no device to reset: it is {}",
+                self.device.state.name()
+            ))
+            .advise("portcullis ctl status says more");
             return self.answer::<ResetReport>(client, Err(refusal));
         };
         let Some(process) = self.device.process.take() else {
@@ -341,11 +348,19 @@ impl Place {
         } = self;
         match result {
             Ok(access) if access.missing == 0 => Ok(()),
-            Ok(access) => Err(Refusal::new(format!(
-                "region {shmid} has no memory behind {} of the {len} bytes at {offset:#x}",
-                access.missing
-            ))
-            .advise("portcullis ctl maps lists what is mapped")),
+            Ok(access) => {
+                let is_read_only = |fault: &GuestFault| fault.kind == FaultKind::ReadOnly;
+                let what = if access.faults.iter().any(is_read_only) {
+                    "is mapped read-only"
+                } else {
+                    "has no memory"
+                };
+                let refusal = Refusal::new(format!(
+                    "region {shmid} {what} at {} of the {len} bytes from {offset:#x} on",
+                    access.missing
+                ));
+                Err(refusal.advise("portcullis ctl maps lists what is mapped"))
+            }
             Err(error) => Err(Refusal::new(device::words(&error))),
         }
     }

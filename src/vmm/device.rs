@@ -41,9 +41,14 @@ impl Death {
     }
 
     fn unknown(pid: u32, reason: &str) -> Self {
+        let process = format!("device process {pid}");
         Self {
             pid: Some(pid),
-            how: format!("device process {pid} ended: {reason}"),
+            how: if reason.starts_with(&process) {
+                reason.to_owned()
+            } else {
+                format!("{process} ended: {reason}")
+            },
             is_orderly: false,
         }
     }
@@ -56,6 +61,9 @@ impl Death {
             _ => None,
         };
         let how = match own {
+            Some(Exit::BackendGone) => {
+                format!("backend disconnected, device process {pid} has ended")
+            }
             Some(exit) => format!("device process {pid} ended: {exit}"),
             None => format!("device process {pid} {}", report.end),
         };

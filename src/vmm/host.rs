@@ -12,11 +12,15 @@ use vm_control::Arena;
 use vm_control::ArenaVm;
 use vm_control::DeviceConfig;
 use vm_control::DeviceId;
+use vm_control::GoneReason;
 use vm_control::Limits;
 use vm_control::MappingInfo;
 use vm_control::MappingService;
 use vm_control::RegionConfig;
 use vm_control::ServiceConfig;
+use vm_control::ServiceError;
+use vm_control::ServiceEvent;
+use vm_control::ServiceEvents;
 use vm_control::ServiceHandle;
 
 use super::config::DeviceOptions;
@@ -71,7 +75,7 @@ pub enum Error {
     },
     /// The mapping service does not do what it was told.
     #[error("the mapping service failed")]
-    Service(#[from] vm_control::ServiceError),
+    Service(#[from] ServiceError),
     /// The thread that starts device processes can't be started.
     #[error("cannot start the thread that starts device processes")]
     Spawner(#[source] jail::SpawnError),
@@ -81,6 +85,7 @@ pub enum Error {
 pub struct Host {
     // The service goes first: it unmaps what is left while the arenas and their slots are still there.
     service: MappingService,
+    events: ServiceEvents,
     machine: Arc<Machine>,
     guest_reason: Option<String>,
     layout: Arc<Mutex<RegionLayout>>,
@@ -115,9 +120,12 @@ impl Host {
             },
         };
         let machine = machine.map_err(Error::Machine)?;
-        let service = MappingService::start(Box::new(ArenaVm::new()), ServiceConfig::default())?;
+        let mut service =
+            MappingService::start(Box::new(ArenaVm::new()), ServiceConfig::default())?;
+        let events = service.take_events().ok_or(ServiceError::Stopped)?;
         Ok(Self {
             service,
+            events,
             machine: Arc::new(machine),
             guest_reason,
             layout: Arc::default(),
@@ -227,12 +235,28 @@ impl Host {
         })
     }
 
-    /// Removes a device from the service; the number of mappings that went. One that is gone already had none.
-    pub fn remove_device(&self, id: DeviceId) -> u64 {
-        self.service
-            .handle()
-            .remove_device(id)
-            .map_or(0, |removed| removed.mappings)
+    /// Removes a device from the service; the number of mappings that went, then or before.
+    pub fn remove_device(&mut self, id: DeviceId) -> u64 {
+        if let Ok(removed) = self.service.handle().remove_device(id) {
+            return removed.mappings;
+        }
+        // The service has noticed its end, and has told how much went.
+        let mut dropped = 0;
+        while let Ok(Some(event)) = self.events.try_next() {
+            let ServiceEvent::DeviceGone {
+                device_id,
+                device,
+                reason,
+                mappings,
+            } = event;
+            if device_id == id {
+                dropped = mappings;
+            }
+            if !matches!(reason, GoneReason::Closed) {
+                tracing::warn!("{device}: {}", super::device::words(&reason));
+            }
+        }
+        dropped
     }
 }
 
