@@ -21,7 +21,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         let _ = print(&format!("{}\n", DeviceArgs::USAGE));
         return ExitCode::SUCCESS;
     }
-    log::start(0);
+    log::start_device();
     let code = match DeviceArgs::parse(arguments) {
         Ok(arguments) => device_process::run(arguments),
         Err(error) => {

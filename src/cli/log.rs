@@ -8,16 +8,28 @@ use tracing::level_filters::LevelFilter;
 
 /// Starts logging for the whole process; `verbose` counts the `--verbose` flags.
 pub fn start(verbose: u8) {
-    let level = match verbose {
+    start_at(match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
-    };
+    });
+}
+
+/// Starts logging for a device process. What it warns of are a backend's mistakes, which its VMM tells people in its own way.
+pub fn start_device() {
+    start_at(if io::stderr().is_terminal() {
+        LevelFilter::ERROR
+    } else {
+        LevelFilter::WARN
+    });
+}
+
+fn start_at(level: LevelFilter) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| BestEffort)
-        .with_target(verbose > 1)
+        .with_target(level > LevelFilter::INFO)
         .with_ansi(false);
     // A person sees when a line comes; a log file has to be told.
     let result = if io::stderr().is_terminal() {

@@ -42,6 +42,7 @@ const DEVICE_IDS: [(&str, &str); 5] = [
 /// The VMM could not start, or with `--once` its device did not end well.
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let config = config(arguments)?;
+    warn_of_weak(config.device.sandbox.level);
     // Before any thread starts, so that all of them leave the signals alone.
     let signals = vmm::signals().map_err(Failure::new)?;
     serve(&config, signals, arguments.json)
@@ -133,6 +134,19 @@ fn sandbox(arguments: &JailArguments) -> SandboxOptions {
             SeccompChoice::Log => Violation::Log,
         },
         policy_dir: arguments.seccomp_policy_dir.clone(),
+    }
+}
+
+/// Says loudly that a device process is not in the full jail.
+pub(crate) fn warn_of_weak(level: SandboxLevel) {
+    match level {
+        SandboxLevel::Full => {}
+        SandboxLevel::Seccomp => tracing::warn!(
+            "the sandbox is weakened: device processes have seccomp filters, but no namespaces of their own"
+        ),
+        SandboxLevel::None => tracing::warn!(
+            "there is NO SANDBOX: a backend that takes over its device process has all that this user has"
+        ),
     }
 }
 

@@ -34,6 +34,7 @@ use super::source::Source;
 use crate::cli::args::demo::DemoArguments;
 use crate::cli::run::guest;
 use crate::cli::run::sandbox_level;
+use crate::cli::run::warn_of_weak;
 use crate::vmm::config::DeviceOptions;
 use crate::vmm::host::Host;
 use crate::vmm::host::Region;
@@ -120,6 +121,7 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
     let mut host = Host::new(guest(arguments.guest), GUEST_MEMORY, |_| ())?;
 
     progress.say("starting the backend and its device process");
+    warn_of_weak(sandbox_level(arguments.sandbox));
     let sandbox = SandboxOptions {
         level: sandbox_level(arguments.sandbox),
         ..SandboxOptions::default()
