@@ -6,6 +6,7 @@
 //! tell how far it came: a fault there can be completed by the host, with nothing to decode.
 
 use super::GuestMemory;
+use super::listing::assemble;
 use super::memory::MemoryError;
 
 /// The port that the agent reports to.
@@ -20,10 +21,7 @@ pub(super) const ORDER: u64 = 0x9000;
 pub(super) const BUFFER: u64 = 0x40_0000;
 /// The most bytes of one order. The buffer has a page more, for the zeros behind a sum's last bytes.
 pub(super) const MAX_ORDER_BYTES: u64 = 1 << 20;
-/// The least RAM in which all of this has room.
-pub(super) const MIN_RAM_BYTES: u64 = BUFFER + MAX_ORDER_BYTES + super::PAGE_BYTES;
-
-/// The program, an instruction a line: its bytes, and what an assembler makes them from.
+/// The program.
 const LISTING: &str = "
     bb 00 90 00 00 | mov $0x9000, %ebx    # the order
     e7 50          | out %eax, $0x50      # done, and ready for the next
@@ -46,15 +44,6 @@ const LISTING: &str = "
     48 89 53 20    | mov %rdx, 32(%rbx)   # the total
     eb c7          | jmp . - 55           # to the out
 ";
-
-/// Returns the bytes of the program.
-fn program() -> Vec<u8> {
-    let columns = LISTING.lines().filter_map(|line| line.split_once('|'));
-    columns
-        .flat_map(|(bytes, _)| bytes.split_whitespace())
-        .map(|byte| u8::from_str_radix(byte, 16).expect("the listing is in hexadecimal"))
-        .collect()
-}
 
 /// What the agent is told and, in `total`, what it answers: five little-endian words at [`ORDER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +107,7 @@ impl Order {
 
 /// Puts the program into RAM.
 pub(super) fn load(memory: &GuestMemory) -> Result<(), MemoryError> {
-    memory.write(ENTRY, &program())
+    memory.write(ENTRY, &assemble(LISTING))
 }
 
 /// Sums bytes as the guest does: little-endian words of 8 bytes, the last one filled up with zeros; for each word
@@ -146,8 +135,6 @@ pub(super) fn continue_sum(total: u64, bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]
@@ -174,33 +161,12 @@ mod tests {
     #[test]
     fn copy_instruction_is_where_the_host_expects_it() {
         let at = usize::try_from(COPY - ENTRY).unwrap();
-        assert_eq!(program()[at..at + 2], [0xf3, 0xa4]);
-        assert_eq!(program().len(), 62);
+        assert_eq!(assemble(LISTING)[at..at + 2], [0xf3, 0xa4]);
+        assert_eq!(assemble(LISTING).len(), 62);
     }
 
-    /// The bytes against an assembler, on machines that have one.
     #[test]
     fn bytes_are_what_an_assembler_makes_of_the_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let [source, object, binary] = ["a.s", "a.o", "a.bin"].map(|name| folder.path().join(name));
-        let text = LISTING.lines().filter_map(|line| line.split_once('|'));
-        let text: Vec<&str> = text.map(|(_, text)| text).collect();
-        std::fs::write(&source, text.join("\n") + "\n").unwrap();
-        let assembled = Command::new("as")
-            .arg("--64")
-            .arg("-o")
-            .args([&object, &source])
-            .status();
-        let copied = Command::new("objcopy")
-            .args(["-O", "binary"])
-            .args([&object, &binary])
-            .status();
-        if !(assembled.is_ok_and(|status| status.success())
-            && copied.is_ok_and(|status| status.success()))
-        {
-            eprintln!("skipped: no assembler for x86-64 here (`as` and `objcopy` of binutils)");
-            return;
-        }
-        assert_eq!(std::fs::read(&binary).unwrap(), program());
+        super::super::listing::check(LISTING);
     }
 }

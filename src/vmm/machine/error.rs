@@ -23,6 +23,34 @@ pub enum Error {
         /// The time that the order was given.
         deadline: Duration,
     },
+    /// The guest's driver gave up on a device.
+    #[error("the guest's driver for the device at {registers:#x}: {step}")]
+    Driver {
+        /// Where the device's registers should be.
+        registers: u64,
+        /// What failed.
+        step: super::DriverStep,
+    },
+    /// The guest's driver has no room for such queues.
+    #[error("the guest's driver can't set up {queues} queues of {queue_size} entries")]
+    DriverQueues {
+        /// How many were asked for.
+        queues: u16,
+        /// The entries of each.
+        queue_size: u16,
+    },
+    /// The guest's driver can't make such a request.
+    #[error(
+        "the guest's driver can't put {request} bytes with room for {response} on queue {queue}"
+    )]
+    DriverRequest {
+        /// The queue.
+        queue: u16,
+        /// The bytes of the request.
+        request: usize,
+        /// The bytes of the response.
+        response: usize,
+    },
     /// An event could not be duplicated for the kernel.
     #[error("an interrupt's eventfd could not be duplicated")]
     Event(#[source] base::Error),
@@ -49,6 +77,9 @@ pub enum Error {
     /// There is no `/dev/kvm`.
     #[error("/dev/kvm does not exist: load the kvm module, or run without a guest (--guest none)")]
     Missing,
+    /// There is no guest that could do this.
+    #[error("there is no guest to run a driver in: this needs /dev/kvm")]
+    NoGuest,
     /// The guest tells no more interrupts apart.
     #[error("all {lines} interrupt lines of the guest are in use")]
     NoLine {

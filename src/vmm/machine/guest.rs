@@ -44,7 +44,7 @@ pub(super) struct Guest {
     /// Disconnected when the thread has ended.
     ended: Mutex<Receiver<()>>,
     thread: Option<JoinHandle<()>>,
-    deadline: Duration,
+    deadline: Mutex<Duration>,
 }
 
 impl Guest {
@@ -71,15 +71,21 @@ impl Guest {
             cancelled,
             ended: Mutex::new(ended),
             thread: Some(thread),
-            deadline,
+            deadline: Mutex::new(deadline),
         })
+    }
+
+    /// Gives orders that are yet to come another deadline.
+    pub(super) fn set_deadline(&self, deadline: Duration) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 
     /// Has an order carried out.
     pub(super) fn order(&self, order: Order) -> Result<Answer, Error> {
+        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         let (reply, answer) = mpsc::sync_channel(1);
-        let id = self.send(order, reply)?;
-        match answer.recv_timeout(self.deadline) {
+        let id = self.send(order, deadline, reply)?;
+        match answer.recv_timeout(deadline) {
             Ok(outcome) => return outcome,
             Err(RecvTimeoutError::Disconnected) => return Err(Error::VcpuGone),
             Err(RecvTimeoutError::Timeout) => (),
@@ -88,15 +94,14 @@ impl Guest {
         // The answer is dropped unsent if the order was still waiting for its turn.
         match self.kick_until_answered(&answer) {
             Some(outcome) => outcome,
-            None => Err(Error::Deadline {
-                deadline: self.deadline,
-            }),
+            None => Err(Error::Deadline { deadline }),
         }
     }
 
     fn send(
         &self,
         order: Order,
+        deadline: Duration,
         reply: mpsc::SyncSender<Result<Answer, Error>>,
     ) -> Result<u64, Error> {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +110,7 @@ impl Guest {
         let command = Command {
             id: *id,
             order,
-            deadline: self.deadline,
+            deadline,
             reply,
         };
         channel

@@ -63,6 +63,11 @@ impl IrqLine {
         }
         Ok(cpu::count(&self.shared.memory, self.line)?)
     }
+
+    /// Returns where the guest counts.
+    pub(super) fn counter(&self) -> u64 {
+        cpu::counter(self.line)
+    }
 }
 
 impl Drop for IrqLine {

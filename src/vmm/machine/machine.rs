@@ -21,6 +21,9 @@ use super::agent::MAX_ORDER_BYTES;
 use super::backing::Slots;
 use super::backing::check_reach;
 use super::cpu;
+use super::driver;
+use super::driver::DriverConfig;
+use super::driver::GuestDriver;
 use super::guest::Guest;
 use super::hole::Holes;
 use super::host;
@@ -154,7 +157,7 @@ impl Machine {
     /// [`Error::Missing`] or [`Error::Permission`] if there is no usable `/dev/kvm`; otherwise what KVM says.
     pub fn open(config: MachineConfig) -> Result<Self, Error> {
         let deadline = config.deadline;
-        if config.ram_bytes < agent::MIN_RAM_BYTES {
+        if config.ram_bytes < driver::MIN_RAM_BYTES {
             return Err(super::MemoryError::Size {
                 len: config.ram_bytes,
             }
@@ -163,6 +166,7 @@ impl Machine {
         let memory = GuestMemory::new(config.ram_bytes)?;
         cpu::load(&memory)?;
         agent::load(&memory)?;
+        driver::load(&memory)?;
         let (vm, vcpu) = VirtualMachine::open(memory.clone())?;
         let shared = Self::share(config, memory, Some(vm));
         let guest = Guest::start(vcpu, Arc::clone(&shared), deadline)?;
@@ -230,6 +234,35 @@ impl Machine {
     /// [`Error::NoLine`] if all are in use; [`Error::Kvm`] for an event that is connected already.
     pub fn connect_interrupt(&self, event: &Event) -> Result<IrqLine, Error> {
         IrqLine::connect(&self.shared, event)
+    }
+
+    /// Gives orders that are yet to come another deadline.
+    pub fn set_deadline(&self, deadline: Duration) {
+        if let Some(guest) = &self.guest {
+            guest.set_deadline(deadline);
+        }
+    }
+
+    /// Makes the guest's driver for the virtio-mmio device at an address.
+    ///
+    /// # Errors
+    /// [`Error::NoGuest`]; [`Error::DriverQueues`] for queues that it has no room for.
+    pub fn driver(
+        &self,
+        registers: u64,
+        line: IrqLine,
+        config: DriverConfig,
+    ) -> Result<GuestDriver<'_>, Error> {
+        self.guest()?;
+        GuestDriver::new(self, registers, line, config)
+    }
+
+    /// Returns the guest, if there is one and it has not stopped.
+    pub(super) fn guest(&self) -> Result<&Guest, Error> {
+        match self.stopped() {
+            Some(fault) => Err(Error::Stopped(fault)),
+            None => self.guest.as_ref().ok_or(Error::NoGuest),
+        }
     }
 
     /// Returns the fault that stopped the VM, under [`HolePolicy::Stop`].

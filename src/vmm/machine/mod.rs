@@ -1,5 +1,5 @@
 //! The machine that the reference VMM runs its guest in: guest memory, a KVM virtual machine with one vCPU, and the
-//! agent program in it that reads, writes and sums guest physical memory for the host.
+//! programs in it: an agent that reads, writes and sums guest physical memory for the host, and a virtio driver.
 //!
 //! What is asked of the machine goes through the guest where there is one, so an answer shows what a guest sees: a
 //! file that a backend mapped, a page that was mapped anew, a hole. Without KVM the same calls are served on the
@@ -11,6 +11,7 @@
 mod agent;
 mod backing;
 mod cpu;
+pub mod driver;
 mod error;
 mod guest;
 pub mod hole;
@@ -18,6 +19,7 @@ mod host;
 mod irq;
 mod kvm;
 mod layout;
+mod listing;
 #[expect(
     clippy::module_inception,
     reason = "the type that the folder is named for"
@@ -32,6 +34,10 @@ mod tests;
 pub use agent::host_sum;
 pub use backing::Backing;
 pub use backing::MemslotConfig;
+pub use driver::DriverConfig;
+pub use driver::DriverStep;
+pub use driver::GuestDriver;
+pub use driver::Started;
 pub use error::Error;
 pub use hole::Access;
 pub use hole::FaultCallback;

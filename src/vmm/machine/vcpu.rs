@@ -25,6 +25,9 @@ use super::PAGE_LEN;
 use super::agent;
 use super::agent::BUFFER;
 use super::agent::MAX_ORDER_BYTES;
+use super::cpu;
+use super::driver;
+use super::driver::Block;
 use super::hole::rest_of_page;
 use super::kvm::Vcpu;
 use super::machine::Shared;
@@ -45,6 +48,9 @@ pub(super) enum Order {
         len: u64,
         total: u64,
     },
+    Drive {
+        block: Block,
+    },
 }
 
 /// What the guest did.
@@ -54,6 +60,8 @@ pub(super) struct Answer {
     pub(super) bytes: Vec<u8>,
     /// The total of a sum.
     pub(super) total: u64,
+    /// What the driver filled in.
+    pub(super) block: Block,
     /// What the order met.
     pub(super) access: Access,
 }
@@ -327,8 +335,8 @@ impl VcpuThread {
         }
     }
 
-    /// Puts an order where the agent finds it.
-    fn place(&self, order: &Order) -> Result<(), Error> {
+    /// Puts an order where the agent finds it, or the vCPU at the driver, which goes back to the agent in the end.
+    fn place(&mut self, order: &Order) -> Result<(), Error> {
         let memory = &self.shared.memory;
         let order = match order {
             Order::Peek { guest_address, len } => agent::Order::peek(*guest_address, *len),
@@ -344,9 +352,21 @@ impl VcpuThread {
                 len,
                 total,
             } => agent::Order::sum(*guest_address, *len, *total),
+            Order::Drive { block } => {
+                block.store(memory)?;
+                return self.go_to_driver();
+            }
         };
         debug_assert!(order.bytes <= MAX_ORDER_BYTES, "the caller splits orders");
         Ok(order.store(memory)?)
+    }
+
+    fn go_to_driver(&mut self) -> Result<(), Error> {
+        self.settle()?;
+        self.vcpu
+            .fd
+            .set_regs(&cpu::registers(driver::ENTRY))
+            .map_err(Error::kvm("KVM_SET_REGS"))
     }
 
     /// Fetches the result of an order.
@@ -359,6 +379,7 @@ impl VcpuThread {
             }
             Order::Poke { .. } => (),
             Order::Sum { .. } => answer.total = agent::Order::load_total(&self.shared.memory)?,
+            Order::Drive { .. } => answer.block = Block::load(&self.shared.memory)?,
         }
         Ok(answer)
     }

@@ -3,6 +3,7 @@
 //! Where KVM is not usable a test says that it was skipped; with `CI` in the environment that is a failure.
 
 mod access;
+mod driver;
 mod holes;
 mod irq;
 mod lifetime;
@@ -29,6 +30,8 @@ use super::MemslotConfig;
 const REGION: u64 = 5 << 30;
 /// An order that is not expected to be late.
 const GENEROUS: Duration = Duration::from_secs(10);
+/// An order that can't be in time.
+const SHORT: Duration = Duration::from_millis(50);
 
 /// A machine with one region, and the faults that it told.
 struct Fixture {
