@@ -9,14 +9,17 @@
 use std::ffi::c_void;
 
 use rustix::mm::MapFlags;
+use rustix::mm::MremapFlags;
 use rustix::mm::ProtFlags;
 use rustix::mm::mmap;
 use rustix::mm::mmap_anonymous;
+use rustix::mm::mremap_fixed;
 use rustix::mm::munmap;
 
 use crate::AsRawDescriptor;
 use crate::Error;
 use crate::MappedRegion;
+use crate::MemoryMapping;
 use crate::Protection;
 use crate::Result;
 use crate::descriptor::borrow;
@@ -108,6 +111,37 @@ impl MemoryMappingArena {
         Ok(())
     }
 
+    /// Moves a mapping to `offset`, where it replaces what is there: one `mremap`.
+    ///
+    /// [`MemoryMappingArena::add_fd_mapping`] is one system call less, but where the file's own code refuses the mapping,
+    /// the range is no part of the arena until that has repaired it, and another thread's mapping can get there. With this
+    /// the refusal comes when the mapping is made elsewhere, and the arena is whole at all times.
+    ///
+    /// # Errors
+    /// `EINVAL` for an offset that is not aligned as the mapping needs it, `ERANGE` for a range that is not within the
+    /// arena, `ENOMEM` where there are too many mappings. The mapping is gone then, and the range is as it was.
+    pub fn move_in(&self, offset: usize, mapping: MemoryMapping) -> Result<()> {
+        let (address, footprint) = self.range(offset, mapping.size())?;
+        // SAFETY: the target lies within the reservation, `range` has checked it; nobody has references into it, nor
+        // into the mapping, which is this function's own.
+        let moved = unsafe {
+            mremap_fixed(
+                mapping.as_ptr().cast(),
+                footprint,
+                footprint,
+                MremapFlags::MAYMOVE,
+                address,
+            )
+        };
+        if let Err(errno) = moved {
+            close_hole(address, footprint);
+            return Err(errno.into());
+        }
+        // Its old range may be somebody else's by now.
+        std::mem::forget(mapping);
+        Ok(())
+    }
+
     /// Makes `size` bytes at `offset` inaccessible again: one `mmap`. Units as in
     /// [`MemoryMappingArena::add_fd_mapping`]; a range without mappings is fine.
     ///
@@ -171,8 +205,8 @@ fn give_back(address: *mut c_void, len: usize) -> Result<()> {
 
 /// Repairs the reservation after a failed `mmap`.
 ///
-/// Where a file system's own code refuses a mapping, Linux before 6.12 has unmapped the range by then. `NOREPLACE`:
-/// where the kernel has restored the range, or somebody else has got it in the meantime, it stays as it is.
+/// Where a file's own code refuses a mapping, Linux has unmapped the range by then and leaves it so (6.18 still does).
+/// `NOREPLACE`: where the range is there after all, or somebody else has got it in the meantime, it stays as it is.
 fn close_hole(address: *mut c_void, len: usize) {
     // SAFETY: with NOREPLACE nothing is replaced.
     let _restored_or_intact = unsafe {

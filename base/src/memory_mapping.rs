@@ -6,8 +6,11 @@
 use std::ptr::null_mut;
 
 use rustix::mm::MapFlags;
+use rustix::mm::MremapFlags;
 use rustix::mm::mmap;
 use rustix::mm::mmap_anonymous;
+use rustix::mm::mprotect;
+use rustix::mm::mremap;
 
 use crate::AsRawDescriptor;
 use crate::Error;
@@ -103,6 +106,34 @@ impl<'a> MemoryMappingBuilder<'a> {
 }
 
 impl MemoryMapping {
+    /// Maps memory a second time: `size` bytes at `address`, which must be a part of one shared mapping of this process.
+    /// Both show the same from then on, whatever becomes of the first.
+    ///
+    /// Nothing is safe to refer to in shared memory, whoever has mapped it, since others can write to it at any time; so
+    /// that one more can is no news to its owner.
+    ///
+    /// # Errors
+    /// `EINVAL` for an address that is not aligned, a size of 0, or memory that is not shared; `EFAULT` where nothing is
+    /// mapped; `EACCES` where the file was not opened for what the protection says; `ENOMEM`. Where the mapping ends before
+    /// the range does, what lies behind it in its file is mapped: that the range is mapped the caller has checked.
+    pub fn duplicate(address: u64, size: usize, protection: Protection) -> Result<Self> {
+        let address = usize::try_from(address).map_err(|_| Error::new(libc::EFAULT))?;
+        let footprint = size
+            .checked_next_multiple_of(page_size())
+            .filter(|footprint| *footprint > 0)
+            .ok_or(Error::new(libc::EINVAL))?;
+        let old = std::ptr::without_provenance_mut(address);
+        // SAFETY: with an old length of 0 the old mapping stays as it is, and the kernel picks a range that nobody has
+        // for the new one. It refuses private memory.
+        let new = unsafe { mremap(old, 0, footprint, MremapFlags::MAYMOVE) }?;
+        // SAFETY: the range is the one just mapped, and nobody else knows its address.
+        let range = unsafe { MappedRange::new(new, footprint) };
+        let mapping = range.map(Self).ok_or(Error::new(libc::ENOMEM))?;
+        // SAFETY: the range is this function's own, and nobody has references into it.
+        unsafe { mprotect(new, footprint, protection.mprotect_flags()) }?;
+        Ok(mapping)
+    }
+
     /// Copies bytes at `offset` into `buffer`.
     ///
     /// # Errors
@@ -199,6 +230,34 @@ mod tests {
             let endless = MemoryMappingBuilder::new(size).from_shared_memory(&memory);
             assert_eq!(build(endless), Err(Error::new(libc::ENOMEM)));
         }
+    }
+
+    #[test]
+    fn duplicate_shows_the_same_memory_even_after_the_first_is_gone() {
+        let memory = memory(&[5; 2 * 4096]);
+        let builder = MemoryMappingBuilder::new(2 * 4096).from_shared_memory(&memory);
+        let first = builder.build().expect("maps");
+        let address = first.as_ptr().addr() as u64;
+        let second = MemoryMapping::duplicate(address + 4096, 4096, Protection::read());
+        let second = second.expect("duplicates");
+        assert_eq!(first.write_at(4096, &[6]), Ok(()));
+        drop(first);
+        let mut bytes = [0; 2];
+        assert_eq!(second.read_at(0, &mut bytes), Ok(()));
+        assert_eq!(bytes, [6, 5]);
+        assert_eq!(second.write_at(0, &[7]), Err(Error::new(libc::EFAULT)));
+    }
+
+    #[test]
+    fn duplicate_of_what_is_not_shared_memory_is_refused() {
+        let duplicate = |address, size| {
+            MemoryMapping::duplicate(address, size, Protection::read_write()).map(|_| ())
+        };
+        let private = vec![0u8; 4 * 4096];
+        let address = (private.as_ptr().addr() as u64).next_multiple_of(4096);
+        assert_eq!(duplicate(address, 4096), Err(Error::new(libc::EINVAL)));
+        assert_eq!(duplicate(0, 4096), Err(Error::new(libc::EFAULT)));
+        assert_eq!(duplicate(4096, 0), Err(Error::new(libc::EINVAL)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a mapping lets its user do.
 
+use rustix::mm::MprotectFlags;
 use rustix::mm::ProtFlags;
 use serde::Deserialize;
 use serde::Serialize;
@@ -54,6 +55,13 @@ impl Protection {
     /// Whether everything that `other` permits is permitted.
     pub const fn allows(&self, other: &Self) -> bool {
         (self.read || !other.read) && (self.write || !other.write)
+    }
+
+    pub(crate) fn mprotect_flags(self) -> MprotectFlags {
+        let mut flags = MprotectFlags::empty();
+        flags.set(MprotectFlags::READ, self.read);
+        flags.set(MprotectFlags::WRITE, self.write);
+        flags
     }
 
     pub(crate) fn flags(self) -> ProtFlags {

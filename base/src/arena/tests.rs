@@ -267,3 +267,42 @@ fn arena_is_a_mapped_region() {
     region.remove_mapping(PAGE, PAGE).expect("unmaps");
     assert_eq!(region.size(), 2 * PAGE);
 }
+
+#[test]
+fn mapping_that_moves_in_leaves_its_old_place() {
+    let arena = arena(16 * PAGE);
+    let memfd = memfd_create(c"moves-in", MemfdFlags::CLOEXEC).expect("a memfd is made");
+    assert_eq!(rustix::io::pwrite(&memfd, &[9; PAGE + 1], 0), Ok(PAGE + 1));
+    let builder = crate::MemoryMappingBuilder::new(PAGE + 1).from_descriptor(&memfd);
+    let mapping = builder.build().expect("maps");
+    let before = mapping.as_ptr().addr();
+    assert_eq!(arena.move_in(2 * PAGE, mapping), Ok(()));
+    assert_eq!(byte_at(&arena, 2 * PAGE), Ok(9));
+    assert_eq!(byte_at(&arena, 3 * PAGE), Ok(9));
+    assert_eq!(byte_at(&arena, 4 * PAGE), Err(EFAULT));
+    assert_eq!(vmas(&arena), 3);
+    let old = format!("{before:x}-");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+    let memfd_is_there = |line: &str| line.starts_with(&old) && line.contains("moves-in");
+    assert!(!maps.lines().any(memfd_is_there), "{maps}");
+    assert_eq!(arena.remove_mapping(2 * PAGE, 2 * PAGE), Ok(()));
+    assert_eq!(vmas(&arena), 1);
+}
+
+#[test]
+fn mapping_that_moves_out_of_the_arena_is_erange_and_gone() {
+    let arena = arena(4 * PAGE);
+    let mapping = || {
+        crate::MemoryMappingBuilder::new(2 * PAGE)
+            .build()
+            .expect("maps")
+    };
+    for (offset, errno) in [
+        (3 * PAGE, libc::ERANGE),
+        (4 * PAGE, libc::ERANGE),
+        (1, libc::EINVAL),
+    ] {
+        assert_eq!(arena.move_in(offset, mapping()), Err(Error::new(errno)));
+    }
+    assert_eq!(arena.move_in(2 * PAGE, mapping()), Ok(()));
+}
