@@ -122,9 +122,12 @@ impl VmMemoryClient {
 }
 
 /// Collects requests, sends them together, and takes the answers when they are there. Neither waits nor allocates.
+///
+/// The answers come in the order in which the requests were pushed, over all batches.
 #[derive(Debug)]
 pub struct BatchClient {
     tube: PacketTube,
+    generation: Generation,
     batch: RequestBatch,
 }
 
@@ -133,16 +136,15 @@ impl BatchClient {
     pub fn new(tube: Tube, generation: Generation) -> Self {
         Self {
             tube: PacketTube::new(tube),
-            batch: RequestBatch {
-                generation,
-                requests: ArrayVec::new(),
-            },
+            generation,
+            batch: RequestBatch::default(),
         }
     }
 
-    /// Goes on in another generation, with what is collected and not sent, too.
+    /// Goes on in another generation. What is collected already keeps its own and must be sent first: until then
+    /// [`BatchClient::is_full`].
     pub fn set_generation(&mut self, generation: Generation) {
-        self.batch.generation = generation;
+        self.generation = generation;
     }
 
     /// Returns whether nothing is collected.
@@ -152,14 +154,19 @@ impl BatchClient {
 
     /// Returns whether [`BatchClient::push`] would refuse.
     pub fn is_full(&self) -> bool {
-        self.batch.requests.is_full()
+        let of_another = !self.is_empty() && self.batch.generation != self.generation;
+        of_another || self.batch.requests.is_full()
     }
 
     /// Collects a request.
     ///
     /// # Errors
-    /// The request itself, if [`MAX_BATCH`](crate::MAX_BATCH) are collected already.
+    /// The request itself, if [`MAX_BATCH`](crate::MAX_BATCH) are collected already, or some of another generation.
     pub fn push(&mut self, request: VmMemoryRequest) -> Result<(), VmMemoryRequest> {
+        if self.is_full() {
+            return Err(request);
+        }
+        self.batch.generation = self.generation;
         self.batch
             .requests
             .try_push(request)

@@ -7,6 +7,8 @@
 
 mod extents;
 mod limits;
+mod own_memory;
+mod reason;
 mod region_table;
 mod report;
 mod request;
@@ -17,10 +19,13 @@ pub mod api;
 mod service;
 
 pub use limits::Limits;
+pub use reason::Reason;
 pub use region_table::Mapping;
 pub use region_table::MappingKind;
+pub use region_table::Occupied;
 pub use region_table::RegionTable;
-pub use region_table::footprint;
+pub use region_table::UnmapRule;
+pub use region_table::Vacancy;
 pub use report::DeviceStats;
 pub use report::MappingInfo;
 pub use report::Refusal;

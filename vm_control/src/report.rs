@@ -1,11 +1,14 @@
 //! What the service tells the VMM about its devices.
 
+use std::fmt;
+
 use arrayvec::ArrayVec;
 use base::Error;
 use base::Protection;
 
 use crate::Generation;
 use crate::MappingKind;
+use crate::Reason;
 use crate::VmMemoryRequest;
 use crate::service::DeviceId;
 
@@ -45,6 +48,17 @@ pub enum RequestKind {
     UnmapAll,
 }
 
+impl fmt::Display for RequestKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Map => "map",
+            Self::Prepare => "prepare",
+            Self::Unmap => "unmap",
+            Self::UnmapAll => "unmap all",
+        })
+    }
+}
+
 /// A request that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -56,12 +70,14 @@ pub struct Refusal {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Why.
+    /// What it was answered.
     pub errno: Error,
+    /// Why, with the numbers that explain it; in words by `Display`.
+    pub reason: Reason,
 }
 
 impl Refusal {
-    pub(crate) fn new(request: &VmMemoryRequest, errno: Error) -> Self {
+    pub(crate) fn new(request: &VmMemoryRequest, reason: Reason) -> Self {
         let (kind, shmid, offset, len) = match request {
             VmMemoryRequest::PrepareRegion { shmid } => (RequestKind::Prepare, *shmid, 0, 0),
             VmMemoryRequest::RegisterMemory { dest, len, .. } => {
@@ -77,7 +93,8 @@ impl Refusal {
             shmid,
             offset,
             len,
-            errno,
+            errno: reason.errno(),
+            reason,
         }
     }
 }
@@ -96,6 +113,8 @@ pub struct DeviceStats {
     pub generation: Generation,
     /// Live mappings.
     pub live: u32,
+    /// The most of them that there ever were.
+    pub peak: u32,
     /// Bytes of their footprints.
     pub live_bytes: u64,
     /// Requests and answers so far.
@@ -111,6 +130,8 @@ pub struct Counters {
     pub maps: u64,
     /// Mappings that were removed on request, [`RequestKind::UnmapAll`] included.
     pub unmaps: u64,
+    /// Mappings that were removed by a reset.
+    pub dropped: u64,
     /// Requests that were refused, by errno.
     pub refused: ArrayVec<(i32, u64), ERRNOS>,
     /// The last one of them.

@@ -17,6 +17,14 @@ pub const MAX_BATCH: usize = 32;
 )]
 pub struct Generation(pub u32);
 
+impl Generation {
+    /// The one after this; after the last comes the first.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
 /// A place in one of the device's own regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMemoryDestination {
@@ -96,7 +104,7 @@ pub enum VmMemoryResponse {
 }
 
 /// Requests that travel together; they are executed in order.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct RequestBatch {
     /// The device's activation that they belong to.
     pub generation: Generation,
@@ -105,7 +113,7 @@ pub struct RequestBatch {
 }
 
 /// The answers to one [`RequestBatch`], in its order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResponseBatch {
     /// One answer a request.
     pub responses: ArrayVec<VmMemoryResponse, MAX_BATCH>,

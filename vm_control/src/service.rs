@@ -3,11 +3,11 @@
 //! Commands of the VMM reach the thread through a queue and an event; requests of devices through their tubes. The thread never
 //! waits for a device: what a device does not read in time costs that device its place.
 
+mod closing;
 mod device;
 mod serve;
 
 use std::fmt;
-use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -25,6 +25,7 @@ use crate::Generation;
 use crate::Limits;
 use crate::MappingInfo;
 use crate::Vm;
+use crate::limits::share_of_areas;
 
 /// Names one device among all that the service ever had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,24 +40,16 @@ impl fmt::Display for DeviceId {
 /// How the service is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceConfig {
-    /// Live mappings of all devices together. Each can cost two areas of the process's memory map: itself and the hole behind it.
-    pub max_mappings: u32,
+    /// Areas of the process's memory map (VMAs) that the mappings of all devices together may need: each costs one, or two
+    /// where it leaves a hole between itself and the next.
+    pub max_areas: u64,
 }
 
-/// Areas that are left to the rest of the process.
-const OTHER_AREAS: u32 = 4096;
-/// What Linux allows unless it is told otherwise.
-const DEFAULT_MAP_COUNT: u32 = 65_530;
-
 impl Default for ServiceConfig {
-    /// Half of what `vm.max_map_count` leaves to the process besides 4096 areas.
+    /// Fifteen sixteenths of `vm.max_map_count`, as it is now.
     fn default() -> Self {
-        let areas = fs::read_to_string("/proc/sys/vm/max_map_count")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(DEFAULT_MAP_COUNT);
         Self {
-            max_mappings: areas.saturating_sub(OTHER_AREAS) / 2,
+            max_areas: share_of_areas(),
         }
     }
 }
@@ -125,12 +118,16 @@ pub enum GoneReason {
     /// What it sent is no batch of requests.
     #[error("the device broke the memory tube's protocol")]
     Protocol(#[source] TubeError),
+    /// Descriptors that it sent take for ever to close.
+    #[error("the device sends descriptors that do not close")]
+    Stalls,
 }
 
 /// Something that the VMM did not ask for.
 #[derive(Debug)]
 pub enum ServiceEvent {
-    /// A device is gone, with its mappings; its regions and its id are forgotten.
+    /// A device is gone, with its mappings; its regions and its id are forgotten. Mappings that could not be removed stay in
+    /// the list, and the service tries again until they are gone.
     DeviceGone {
         /// The device.
         device_id: DeviceId,
@@ -147,6 +144,12 @@ pub enum ServiceEvent {
 #[sorted]
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
+    /// The arena is that of another region, so that their mappings would be one another's.
+    #[error("region {shmid}: its arena is that of another region")]
+    ArenaShared {
+        /// The region.
+        shmid: u8,
+    },
     /// The region's place or length cannot be.
     #[error(
         "region {shmid}: {len:#x} bytes at guest address {guest_address:#x} are not whole pages of the address space"
@@ -158,6 +161,30 @@ pub enum ServiceError {
         guest_address: u64,
         /// Its bytes.
         len: u64,
+    },
+    /// Mappings of the device could not be removed. They are still in the list. After a reset it can be called again; for
+    /// a device that goes the service tries again itself.
+    #[error("device {device}: mappings could not be removed")]
+    Cleanup {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: base::Error,
+    },
+    /// There is a region at the place in the guest's address space.
+    #[error(
+        "region {shmid}: {len:#x} bytes at guest address {guest_address:#x} meet the region at {other:#x}"
+    )]
+    GuestOverlap {
+        /// The region.
+        shmid: u8,
+        /// Where it was to be.
+        guest_address: u64,
+        /// Its bytes.
+        len: u64,
+        /// Where the other one begins.
+        other: u64,
     },
     /// The device is not there, or not any more.
     #[error("there is no device {0}")]
@@ -325,8 +352,8 @@ impl ServiceHandle {
     /// Adds a region to a device.
     ///
     /// # Errors
-    /// [`ServiceError::BadRegion`], [`ServiceError::NoDevice`], [`ServiceError::RegionExists`], [`ServiceError::Vm`],
-    /// [`ServiceError::Stopped`].
+    /// [`ServiceError::BadRegion`], [`ServiceError::GuestOverlap`], [`ServiceError::ArenaShared`],
+    /// [`ServiceError::NoDevice`], [`ServiceError::RegionExists`], [`ServiceError::Vm`], [`ServiceError::Stopped`].
     pub fn add_region(&self, device: DeviceId, config: RegionConfig) -> Result<(), ServiceError> {
         self.ask(|answer| Command::AddRegion(device, config, answer))?
     }
@@ -334,7 +361,8 @@ impl ServiceHandle {
     /// Removes a device with its mappings and regions, and closes its tube.
     ///
     /// # Errors
-    /// [`ServiceError::NoDevice`] (it may have gone on its own), [`ServiceError::Stopped`].
+    /// [`ServiceError::NoDevice`] (it may have gone on its own), [`ServiceError::Cleanup`] (it is gone, and the service goes
+    /// on trying to remove its mappings), [`ServiceError::Stopped`].
     pub fn remove_device(&self, device: DeviceId) -> Result<RemovedDevice, ServiceError> {
         self.ask(|answer| Command::RemoveDevice(device, answer))?
     }
@@ -343,7 +371,8 @@ impl ServiceHandle {
     /// ECANCELED from now on.
     ///
     /// # Errors
-    /// [`ServiceError::NoDevice`], [`ServiceError::Stopped`].
+    /// [`ServiceError::NoDevice`], [`ServiceError::Stopped`]; [`ServiceError::Cleanup`]: the generation is a new one, but
+    /// mappings are left, and it is to be called again.
     pub fn reset_device(&self, device: DeviceId) -> Result<Generation, ServiceError> {
         self.ask(|answer| Command::ResetDevice(device, answer))?
     }

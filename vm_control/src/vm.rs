@@ -1,14 +1,24 @@
 //! What a VMM does to its guest's address space for the service, and the arena that does it for a VMM which has no wishes.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use base::DescriptorInfo;
+use base::DescriptorKind;
 use base::Error;
 use base::MappedRegion;
+use base::MemoryMapping;
 use base::MemoryMappingArena;
+use base::MemoryMappingBuilder;
 use base::Protection;
 use base::SafeDescriptor;
+use base::Seals;
+use base::SharedMemory;
+use base::page_size;
+use base::seal;
 
+use crate::own_memory;
 use crate::service::DeviceId;
 use crate::service::RegionConfig;
 
@@ -30,8 +40,11 @@ pub enum MapSource<'a> {
         descriptor: &'a SafeDescriptor,
         /// Bytes from its start, page aligned.
         offset: u64,
+        /// What it refers to.
+        info: &'a DescriptorInfo,
     },
-    /// An allocation that a Vulkan driver exported.
+    /// An allocation that a Vulkan driver exported, with a handle that can't be mapped. One that can comes as
+    /// [`MapSource::Descriptor`].
     Vulkan {
         /// The exported handle.
         descriptor: &'a SafeDescriptor,
@@ -46,7 +59,7 @@ pub enum MapSource<'a> {
     },
     /// Memory of this process; only from devices that are allowed to name it.
     External {
-        /// Its address. Nothing about it is checked yet.
+        /// Its address, page aligned. All of the range is mapped, for what the protection asks.
         address: u64,
     },
 }
@@ -104,7 +117,7 @@ pub trait Vm: Send {
     /// Hides everything in a region of `len` bytes.
     ///
     /// # Errors
-    /// What keeps mappings in place; the service then unmaps one by one.
+    /// What keeps mappings in place; the service then unmaps one by one, and tries again later. It must be idempotent.
     fn clear(&mut self, region: RegionKey, len: u64) -> Result<(), Error>;
 }
 
@@ -159,22 +172,52 @@ impl Arena {
         self.mapping.write_at(place(offset)?, bytes)
     }
 
-    fn map(
+    /// Whether both are the same range.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping)
+    }
+
+    /// Maps a descriptor right where it is wanted, with one system call. If the file's own code refuses, the range is no
+    /// part of the arena for a moment.
+    fn map_in_place(
         &self,
-        offset: u64,
-        len: u64,
+        operation: &MapOperation<'_>,
         descriptor: &SafeDescriptor,
         file_offset: u64,
-        protection: Protection,
     ) -> Result<(), Error> {
         let mapping: &MemoryMappingArena = &self.mapping;
         mapping.add_fd_mapping(
-            place(offset)?,
-            place(len)?,
+            place(operation.offset)?,
+            place(operation.len)?,
             descriptor,
             file_offset,
-            protection,
+            operation.protection,
         )
+    }
+
+    /// Maps a descriptor elsewhere and moves the mapping to where it is wanted.
+    fn map_elsewhere(
+        &self,
+        operation: &MapOperation<'_>,
+        descriptor: &SafeDescriptor,
+        file_offset: u64,
+    ) -> Result<(), Error> {
+        let mapping = MemoryMappingBuilder::new(place(operation.len)?)
+            .from_descriptor(descriptor)
+            .offset(file_offset)
+            .protection(operation.protection)
+            .build()?;
+        self.mapping.move_in(place(operation.offset)?, mapping)
+    }
+
+    /// Maps shared memory of this process a second time.
+    fn duplicate(&self, operation: &MapOperation<'_>, address: u64) -> Result<(), Error> {
+        if !own_memory::is_one_shared_area(address, operation.len)? {
+            return Err(Error::new(libc::ENOTSUP));
+        }
+        let mapping =
+            MemoryMapping::duplicate(address, place(operation.len)?, operation.protection)?;
+        self.mapping.move_in(place(operation.offset)?, mapping)
     }
 
     fn unmap(&self, offset: u64, footprint: u64) -> Result<(), Error> {
@@ -189,17 +232,38 @@ fn place(offset: u64) -> Result<usize, Error> {
 
 /// The provided [`Vm`]: each region is an arena, a map and an unmap are one `mmap` each.
 ///
-/// It maps descriptors, those of Vulkan allocations too where the kernel can map them (a dma-buf, say). Memory of this process is
-/// ENOTSUP: it has no descriptor.
-#[derive(Debug, Default)]
+/// It maps descriptors, and memory of this process where that is a part of one shared mapping; other memory of this process is
+/// ENOTSUP, since the kernel gives it no second address. A Vulkan allocation that has no descriptor to map is EBADF.
+///
+/// Where the file's own code may refuse the mapping, it is mapped elsewhere first: a refused `mmap` with `MAP_FIXED` leaves a
+/// hole, and another thread's memory could get there and be shown to the guest.
+#[derive(Debug)]
 pub struct ArenaVm {
     arenas: HashMap<RegionKey, Arena>,
+    seals_leave_holes: bool,
+}
+
+impl Default for ArenaVm {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl ArenaVm {
     /// Makes one without regions.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            arenas: HashMap::new(),
+            seals_leave_holes: seals_leave_holes(),
+        }
+    }
+
+    /// Whether nothing but the kernel's memory management has a say in the mapping: so it is with memfds of ordinary pages,
+    /// but for older kernels' check of the seals.
+    fn accepts_in_place(&self, info: &DescriptorInfo, protection: Protection) -> bool {
+        info.kind == DescriptorKind::Memfd
+            && info.page_size == page_size() as u64
+            && !(self.seals_leave_holes && protection.allows(&Protection::write()))
     }
 
     fn arena(&self, region: RegionKey) -> Result<&Arena, Error> {
@@ -226,18 +290,20 @@ impl Vm for ArenaVm {
 
     fn map(&mut self, operation: &MapOperation<'_>) -> Result<(), Error> {
         let arena = self.arena(operation.region)?;
-        let (descriptor, offset) = match operation.source {
-            MapSource::Descriptor { descriptor, offset } => (descriptor, offset),
-            MapSource::Vulkan { descriptor, .. } => (descriptor, 0),
-            MapSource::External { .. } => return Err(Error::new(libc::ENOTSUP)),
-        };
-        arena.map(
-            operation.offset,
-            operation.len,
-            descriptor,
-            offset,
-            operation.protection,
-        )
+        match operation.source {
+            MapSource::Descriptor {
+                descriptor,
+                offset,
+                info,
+            } if self.accepts_in_place(info, operation.protection) => {
+                arena.map_in_place(operation, descriptor, offset)
+            }
+            MapSource::Descriptor {
+                descriptor, offset, ..
+            } => arena.map_elsewhere(operation, descriptor, offset),
+            MapSource::External { address } => arena.duplicate(operation, address),
+            MapSource::Vulkan { .. } => Err(Error::new(libc::EBADF)),
+        }
     }
 
     fn unmap(&mut self, region: RegionKey, offset: u64, footprint: u64) -> Result<(), Error> {
@@ -247,4 +313,24 @@ impl Vm for ArenaVm {
     fn clear(&mut self, region: RegionKey, len: u64) -> Result<(), Error> {
         self.arena(region)?.unmap(0, len)
     }
+}
+
+/// Finds out whether this kernel looks at a memfd's seals only when it has unmapped what was there (before 6.14 it does): whether
+/// a mapping survives that another one is refused at its place. If anything fails the answer is yes.
+fn seals_leave_holes() -> bool {
+    let experiment = || -> Result<(), Error> {
+        let page = page_size();
+        let there = SharedMemory::new("there", page as u64)?;
+        let sealed = SharedMemory::new("sealed", page as u64)?;
+        seal(sealed.as_fd(), Seals::WRITE)?;
+        let arena = MemoryMappingArena::new(page)?;
+        let range: &MemoryMappingArena = &arena;
+        range.add_fd_mapping(0, page, &there, 0, Protection::read())?;
+        let refused = range.add_fd_mapping(0, page, &sealed, 0, Protection::read_write());
+        if refused.is_ok() {
+            return Err(Error::new(libc::EINVAL));
+        }
+        arena.read_at(0, &mut [0])
+    };
+    experiment().is_err()
 }

@@ -1,180 +1,319 @@
-//! The rules one by one, and the table against a naive array of pages.
+//! Each rule by example, and all of them against an array of pages.
 
-use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 
-const PAGE: u64 = 4096;
-const REGION: u64 = 64 * PAGE;
+const PAGE: u64 = 0x1000;
+const KIND: MappingKind = MappingKind::Memfd;
 
-fn map(table: &mut RegionTable, offset: u64, len: u64) -> Result<(), i32> {
-    let place = table
-        .check_map(offset, len)
-        .map_err(|error| error.errno())?;
-    table.insert(place, Protection::read(), MappingKind::File);
-    Ok(())
-}
-
-fn unmap(table: &mut RegionTable, offset: u64, len: u64) -> Result<(), i32> {
-    table
-        .check_unmap(offset, len, false)
-        .map_err(|error| error.errno())?;
-    table.remove(offset).map(|_| ()).ok_or(libc::ENOENT)
-}
-
-fn table_with(mappings: &[(u64, u64)]) -> RegionTable {
-    let mut table = RegionTable::new(REGION);
+/// A region of 16 pages with mappings of these offsets and lengths.
+fn table(mappings: &[(u64, u64)]) -> RegionTable {
+    let mut table = RegionTable::new(16 * PAGE, PAGE);
     for (offset, len) in mappings {
-        map(&mut table, *offset, *len).expect("a free place");
+        let vacancy = table.vacancy(*offset, *len).expect("there is room");
+        table.insert(vacancy, Protection::read(), KIND);
+        table.assert_consistent();
     }
     table
 }
 
 #[track_caller]
-fn check_map(table: &RegionTable, offset: u64, len: u64, want: Result<(), i32>) {
-    let got = table
-        .check_map(offset, len)
-        .map(|_| ())
-        .map_err(|error| error.errno());
-    assert_eq!(got, want, "map {offset:#x}+{len:#x}");
+fn check_map(live: &[(u64, u64)], offset: u64, len: u64, expected: Result<(u64, u64), Reason>) {
+    let vacancy = table(live).vacancy(offset, len);
+    assert_eq!(
+        vacancy.map(|vacancy| (vacancy.footprint(), vacancy.areas())),
+        expected
+    );
 }
 
 #[track_caller]
-fn check_unmap(table: &RegionTable, offset: u64, len: u64, want: Result<(), i32>) {
-    let got = table
-        .check_unmap(offset, len, false)
-        .map(|_| ())
-        .map_err(|error| error.errno());
-    assert_eq!(got, want, "unmap {offset:#x}+{len:#x}");
-}
-
-#[test]
-fn map_of_a_bad_range_is_refused_by_its_cause() {
-    let table = RegionTable::new(REGION);
-    check_map(&table, 0, 0, Err(libc::EINVAL));
-    check_map(&table, 1, PAGE, Err(libc::EINVAL));
-    check_map(&table, PAGE / 2, PAGE, Err(libc::EINVAL));
-    check_map(&table, REGION, 1, Err(libc::ERANGE));
-    check_map(&table, REGION - PAGE, PAGE + 1, Err(libc::ERANGE));
-    check_map(&table, 0, REGION + 1, Err(libc::ERANGE));
-    check_map(&table, 0, u64::MAX, Err(libc::ERANGE));
-    check_map(&table, u64::MAX - PAGE + 1, PAGE, Err(libc::ERANGE));
-    check_map(&table, REGION - PAGE, PAGE, Ok(()));
-    check_map(&table, 0, REGION, Ok(()));
-}
-
-#[test]
-fn map_that_meets_a_live_one_exists_already() {
-    let table = table_with(&[(8 * PAGE, 4 * PAGE)]);
-    for (first, pages) in [(8, 4), (9, 2), (7, 2), (11, 2), (4, 20), (8, 1), (11, 1)] {
-        check_map(&table, first * PAGE, pages * PAGE, Err(libc::EEXIST));
+fn check_unmap(live: (u64, u64), offset: u64, len: u64, expected: Result<(), Reason>) {
+    let mut table = table(&[live]);
+    let found = table.find(offset, len, UnmapRule::Exact);
+    assert_eq!(found.map(|_| ()), expected);
+    if let Ok(occupied) = found {
+        assert_eq!(table.remove(offset), Some(occupied));
+        table.assert_consistent();
+        assert!(table.is_empty());
     }
-    check_map(&table, 7 * PAGE, PAGE, Ok(()));
-    check_map(&table, 7 * PAGE, PAGE + 1, Err(libc::EEXIST));
-    check_map(&table, 12 * PAGE, PAGE, Ok(()));
 }
 
 #[test]
-fn partial_last_page_belongs_to_its_mapping() {
-    let table = table_with(&[(0, 0x70800 % REGION)]);
-    let footprint = footprint(0x70800 % REGION).expect("a footprint");
-    check_map(&table, footprint - PAGE, PAGE, Err(libc::EEXIST));
-    check_map(&table, footprint, PAGE, Ok(()));
+fn map_of_an_exact_fit_is_accepted() {
+    check_map(&[], 0, 16 * PAGE, Ok((16 * PAGE, 0)));
+    check_map(&[], 15 * PAGE, PAGE, Ok((PAGE, 1)));
+    check_map(&[(0, PAGE), (2 * PAGE, PAGE)], PAGE, PAGE, Ok((PAGE, 0)));
+    check_map(&[(0, PAGE)], 2 * PAGE, PAGE, Ok((PAGE, 2)));
 }
 
 #[test]
-fn unmap_names_one_whole_mapping_by_length_or_footprint() {
-    let table = table_with(&[(4 * PAGE, 2 * PAGE + 1), (7 * PAGE, PAGE)]);
-    check_unmap(&table, 4 * PAGE, 2 * PAGE + 1, Ok(()));
-    check_unmap(&table, 4 * PAGE, 3 * PAGE, Ok(()));
+fn map_of_a_partial_page_takes_up_all_of_it() {
+    check_map(&[], 0, 1, Ok((PAGE, 1)));
+    check_map(&[], 0, 0x7081, Ok((0x8000, 1)));
+    let overlap = Reason::Overlap {
+        offset: PAGE,
+        len: PAGE,
+        live_offset: 0,
+        live_len: PAGE + 1,
+    };
+    check_map(&[(0, PAGE + 1)], PAGE, PAGE, Err(overlap));
+}
+
+#[test]
+fn map_of_an_offset_within_a_page_is_misaligned() {
+    let misaligned = Reason::Misaligned {
+        offset: 1,
+        page_size: PAGE,
+    };
+    check_map(&[], 1, PAGE, Err(misaligned));
+}
+
+#[test]
+fn map_of_no_bytes_is_refused() {
+    check_map(&[], 0, 0, Err(Reason::ZeroLength));
+}
+
+#[test]
+fn map_beyond_the_region_is_out_of_it() {
     for (offset, len) in [
-        (4 * PAGE, PAGE),
-        (4 * PAGE, 2 * PAGE),
-        (4 * PAGE, 4 * PAGE),
-        (5 * PAGE, 2 * PAGE),
-        (0, PAGE),
-        (4 * PAGE, 1),
+        (16 * PAGE, PAGE),
+        (15 * PAGE, PAGE + 1),
+        (0, 16 * PAGE + 1),
+        (PAGE, u64::MAX),
+        (PAGE, u64::MAX - PAGE + 1),
+        (u64::MAX - PAGE + 1, PAGE),
+        (u64::MAX - PAGE + 1, 2 * PAGE),
     ] {
-        check_unmap(&table, offset, len, Err(libc::ENOENT));
+        let out = Reason::OutOfRegion {
+            offset,
+            len,
+            region_len: 16 * PAGE,
+        };
+        check_map(&[], offset, len, Err(out));
     }
-    check_unmap(&table, 4 * PAGE, 0, Err(libc::EINVAL));
-    check_unmap(&table, 4 * PAGE + 1, PAGE, Err(libc::EINVAL));
-    check_unmap(&table, 63 * PAGE, 2 * PAGE, Err(libc::ERANGE));
 }
 
 #[test]
-fn unmap_by_offset_only_ignores_the_length_and_nothing_else() {
-    let table = table_with(&[(4 * PAGE, 2 * PAGE)]);
-    let found = table.check_unmap(4 * PAGE, 1, true).expect("a mapping");
-    assert_eq!((found.offset, found.len), (4 * PAGE, 2 * PAGE));
-    let error = table
-        .check_unmap(5 * PAGE, 1, true)
-        .expect_err("inside one");
-    assert_eq!(error.errno(), libc::ENOENT);
-    let error = table.check_unmap(4 * PAGE, 0, true).expect_err("no length");
-    assert_eq!(error.errno(), libc::EINVAL);
+fn map_over_a_live_mapping_overlaps_in_every_shape() {
+    let live = (4 * PAGE, 4 * PAGE);
+    for (first, pages) in [
+        (4, 4),
+        (4, 1),
+        (5, 2),
+        (7, 1),
+        (3, 2),
+        (7, 2),
+        (2, 8),
+        (0, 16),
+    ] {
+        let overlap = Reason::Overlap {
+            offset: first * PAGE,
+            len: pages * PAGE,
+            live_offset: 4 * PAGE,
+            live_len: 4 * PAGE,
+        };
+        check_map(&[live], first * PAGE, pages * PAGE, Err(overlap));
+    }
+    check_map(&[live], 0, 4 * PAGE, Ok((4 * PAGE, 0)));
+    check_map(&[live], 8 * PAGE, 8 * PAGE, Ok((8 * PAGE, 0)));
 }
 
-/// What a table of pages says, the simplest that there is.
-struct Naive {
-    pages: Vec<Option<u64>>,
+#[test]
+fn unmap_of_the_length_or_the_footprint_finds_the_mapping() {
+    check_unmap((PAGE, 0x7081), PAGE, 0x7081, Ok(()));
+    check_unmap((PAGE, 0x7081), PAGE, 0x8000, Ok(()));
 }
 
-impl Naive {
-    fn map(&mut self, first: u64, bytes: u64) -> Result<(), i32> {
-        let pages = bytes.div_ceil(PAGE);
-        if first + pages > self.pages.len() as u64 {
-            return Err(libc::ERANGE);
+#[test]
+fn unmap_of_anything_but_the_whole_mapping_finds_none() {
+    for (offset, len) in [
+        (PAGE, 1),
+        (PAGE, 0x7080),
+        (PAGE, 0x7082),
+        (PAGE, 0x7000),
+        (PAGE, 0x9000),
+        (0, 0x9000),
+        (2 * PAGE, 0x7000),
+        (8 * PAGE, PAGE),
+    ] {
+        let refusal = Reason::NoMapping {
+            offset,
+            len,
+            live: Some((PAGE, 0x7081)),
+        };
+        check_unmap((PAGE, 0x7081), offset, len, Err(refusal));
+    }
+    let nothing = Reason::NoMapping {
+        offset: 9 * PAGE,
+        len: PAGE,
+        live: None,
+    };
+    check_unmap((PAGE, 0x7081), 9 * PAGE, PAGE, Err(nothing));
+}
+
+#[test]
+fn unmap_that_no_map_could_match_says_why() {
+    let misaligned = Reason::Misaligned {
+        offset: PAGE + 1,
+        page_size: PAGE,
+    };
+    check_unmap((PAGE, PAGE), PAGE + 1, PAGE, Err(misaligned));
+    check_unmap((PAGE, PAGE), PAGE, 0, Err(Reason::ZeroLength));
+    let out = Reason::OutOfRegion {
+        offset: PAGE,
+        len: 16 * PAGE,
+        region_len: 16 * PAGE,
+    };
+    check_unmap((PAGE, PAGE), PAGE, 16 * PAGE, Err(out));
+}
+
+#[test]
+fn unmap_by_offset_only_ignores_the_length() {
+    let table = table(&[(PAGE, 3 * PAGE)]);
+    for len in [0, 1, PAGE, 3 * PAGE, u64::MAX] {
+        let found = table.find(PAGE, len, UnmapRule::OffsetOnly);
+        assert_eq!(found.map(|found| found.footprint), Ok(3 * PAGE));
+    }
+    let inside = table.find(2 * PAGE, 1, UnmapRule::OffsetOnly);
+    let refusal = Reason::NoMapping {
+        offset: 2 * PAGE,
+        len: 0,
+        live: Some((PAGE, 3 * PAGE)),
+    };
+    assert_eq!(inside, Err(refusal));
+}
+
+#[test]
+fn clear_forgets_everything() {
+    let mut table = table(&[(0, PAGE), (4 * PAGE, 1)]);
+    assert_eq!(
+        (table.len(), table.bytes(), table.areas()),
+        (2, 2 * PAGE, 3)
+    );
+    table.clear();
+    table.assert_consistent();
+    assert_eq!((table.len(), table.bytes(), table.areas()), (0, 0, 0));
+}
+
+/// Pages in the model's region: enough mappings for several chunks.
+const PAGES: u64 = 400;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Map(u64, u64),
+    Unmap(u64, u64),
+    UnmapOffset(u64),
+    /// Unmaps the live mapping at this place in the order, rounded.
+    UnmapLive(usize, bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let offset = (0..PAGES + 3).prop_map(|page| page * PAGE);
+    let len = prop_oneof![
+        8 => 1..=2 * PAGE,
+        1 => 0..PAGES * PAGE,
+        1 => Just(u64::MAX),
+    ];
+    prop_oneof![
+        12 => (offset.clone(), len.clone()).prop_map(|(offset, len)| Step::Map(offset, len)),
+        1 => (offset.clone(), len).prop_map(|(offset, len)| Step::Unmap(offset, len)),
+        1 => offset.prop_map(Step::UnmapOffset),
+        5 => (any::<usize>(), any::<bool>()).prop_map(|(nth, round)| Step::UnmapLive(nth, round)),
+    ]
+}
+
+/// The naive table: who owns each page, as the offset and length of its mapping.
+struct Model([Option<(u64, u64)>; 400]);
+
+impl Model {
+    fn map(&mut self, offset: u64, len: u64) -> bool {
+        let pages = len.div_ceil(PAGE);
+        let first = offset / PAGE;
+        if len == 0 || pages > PAGES || first + pages > PAGES {
+            return false;
         }
         let range =
             usize::try_from(first).expect("small")..usize::try_from(first + pages).expect("small");
-        if self.pages[range.clone()].iter().any(Option::is_some) {
-            return Err(libc::EEXIST);
+        if self.0[range.clone()].iter().any(Option::is_some) {
+            return false;
         }
-        self.pages[range].fill(Some(first));
-        Ok(())
+        self.0[range].fill(Some((offset, len)));
+        true
     }
 
-    fn unmap(&mut self, first: u64, bytes: u64) -> Result<(), i32> {
-        let pages = bytes.div_ceil(PAGE);
-        if first + pages > self.pages.len() as u64 {
-            return Err(libc::ERANGE);
+    fn unmap(&mut self, offset: u64, len: Option<u64>) -> bool {
+        let first = usize::try_from(offset / PAGE).expect("small");
+        let Some(Some(owner)) = self.0.get(first).copied() else {
+            return false;
+        };
+        let fits = len.is_none_or(|len| len == owner.1 || len == owner.1.div_ceil(PAGE) * PAGE);
+        if owner.0 != offset || !fits {
+            return false;
         }
-        let live = self
-            .pages
-            .iter()
-            .filter(|page| **page == Some(first))
-            .count() as u64;
-        if live != pages {
-            return Err(libc::ENOENT);
+        for page in &mut self.0 {
+            page.take_if(|page| *page == owner);
         }
-        for page in &mut self.pages {
-            if *page == Some(first) {
-                *page = None;
-            }
+        true
+    }
+
+    fn live(&self) -> Vec<(u64, u64)> {
+        let mut live: Vec<_> = self.0.iter().copied().flatten().collect();
+        live.dedup();
+        live
+    }
+}
+
+fn unmap(table: &mut RegionTable, offset: u64, len: u64, rule: UnmapRule) -> bool {
+    match table.find(offset, len, rule) {
+        Ok(occupied) => {
+            assert_eq!(table.remove(offset), Some(occupied));
+            true
         }
-        Ok(())
+        Err(_) => false,
     }
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
-    fn table_agrees_with_an_array_of_pages(
-        steps in vec((any::<bool>(), 0..70u64, 1..8u64), 0..400)
-    ) {
-        let mut table = RegionTable::new(REGION);
-        let mut naive = Naive { pages: vec![None; 64] };
-        for (maps, first, pages) in steps {
-            let (offset, len) = (first * PAGE, pages * PAGE);
-            if maps {
-                prop_assert_eq!(map(&mut table, offset, len), naive.map(first, len));
-            } else {
-                prop_assert_eq!(unmap(&mut table, offset, len), naive.unmap(first, len));
-            }
-            let covered: u64 = table.iter().map(Mapping::footprint).sum();
-            let live = naive.pages.iter().flatten().count() as u64;
-            prop_assert_eq!(covered, live * PAGE);
+    fn table_agrees_with_an_array_of_pages(steps in prop::collection::vec(step(), 0..500)) {
+        let mut table = RegionTable::new(PAGES * PAGE, PAGE);
+        let mut model = Model([None; 400]);
+        for step in steps {
+            let (done, expected) = match step {
+                Step::Map(offset, len) => {
+                    let vacancy = table.vacancy(offset, len);
+                    if let Ok(vacancy) = vacancy {
+                        table.insert(vacancy, Protection::read(), KIND);
+                    }
+                    (vacancy.is_ok(), model.map(offset, len))
+                }
+                Step::Unmap(offset, len) => (
+                    unmap(&mut table, offset, len, UnmapRule::Exact),
+                    model.unmap(offset, Some(len)),
+                ),
+                Step::UnmapOffset(offset) => (
+                    unmap(&mut table, offset, 0, UnmapRule::OffsetOnly),
+                    model.unmap(offset, None),
+                ),
+                Step::UnmapLive(nth, round) => {
+                    let live = model.live();
+                    let Some((offset, len)) = live.get(nth % live.len().max(1)).copied() else {
+                        continue;
+                    };
+                    let len = if round { len.next_multiple_of(PAGE) } else { len };
+                    (
+                        unmap(&mut table, offset, len, UnmapRule::Exact),
+                        model.unmap(offset, Some(len)),
+                    )
+                }
+            };
+            prop_assert_eq!(done, expected, "{:?}", step);
+            table.assert_consistent();
+            let live: Vec<_> = table.iter().map(|mapping| (mapping.offset, mapping.len)).collect();
+            prop_assert_eq!(live, model.live());
         }
     }
 }

@@ -1,70 +1,93 @@
 //! One device of the service: its regions, what it uses of its limits, and what its requests lead to.
+//!
+//! The order of the checks decides which errno a request with several faults gets: what the device may do at all (EPERM), the
+//! request's form (EINVAL), the region (ENXIO), the range (ERANGE), the live mappings (EEXIST, ENOENT), the quotas (EDQUOT),
+//! the descriptor's kind (EBADF), length (EOVERFLOW) and seals (EPERM), and at last the mapping itself (EACCES, or whatever
+//! the kernel says).
 
-use arrayvec::ArrayVec;
-use base::Error;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use base::DescriptorInfo;
 use base::Protection;
 use base::RateLimit;
+use base::SafeDescriptor;
 use base::error;
-use base::packet::PacketTube;
-use base::page_size;
 use base::warn;
 
 use super::DeviceConfig;
 use super::DeviceId;
 use super::RegionConfig;
 use super::ServiceError;
-use super::serve::Shared;
+use super::closing::Refused;
+use crate::Arena;
 use crate::Generation;
 use crate::MapOperation;
 use crate::MapSource;
 use crate::MappingInfo;
 use crate::MappingKind;
+use crate::Reason;
 use crate::RegionKey;
 use crate::RegionTable;
 use crate::RequestBatch;
 use crate::ResponseBatch;
+use crate::UnmapRule;
+use crate::Vm;
 use crate::VmMemoryDestination;
 use crate::VmMemoryRequest;
 use crate::VmMemoryResponse;
 use crate::VmMemorySource;
-use crate::limits::Usage;
+use crate::limits::Account;
+use crate::limits::AreaBudget;
+use crate::own_memory;
+use crate::region_table::check_alignment;
 use crate::report::Counters;
 use crate::report::DeviceStats;
 use crate::report::Refusal;
 use crate::source;
+use crate::source::Range;
 
-/// Lines about unmaps of a wrong length: at once, and then one in this time.
-const LOG_BURST: u32 = 3;
-const LOG_PERIOD: std::time::Duration = std::time::Duration::from_secs(10);
+/// Lines about one device's refused requests: so many at once, and then one in this time.
+const LOG_BURST: u32 = 8;
+const LOG_PERIOD: Duration = Duration::from_secs(1);
 
-struct Region {
-    shmid: u8,
-    guest_address: u64,
-    len: u64,
+/// What all devices share.
+pub(super) struct Shared {
+    pub(super) vm: Box<dyn Vm>,
+    pub(super) areas: AreaBudget,
+    pub(super) page_size: u64,
+}
+
+/// A region and its live mappings.
+pub(super) struct Region {
+    pub(super) shmid: u8,
+    pub(super) guest_address: u64,
+    pub(super) len: u64,
+    pub(super) arena: Option<Arena>,
     table: RegionTable,
 }
 
+/// A device, without its tube.
 pub(super) struct Device {
-    pub(super) tube: PacketTube,
     id: DeviceId,
     config: DeviceConfig,
     generation: Generation,
-    /// Few, so that a search is as fast as a map of any kind.
+    /// By their ids.
     regions: Vec<Region>,
-    usage: Usage,
+    account: Account,
     counters: Counters,
     log: RateLimit,
 }
 
 impl Device {
-    pub(super) fn new(id: DeviceId, config: DeviceConfig, tube: PacketTube) -> Self {
+    pub(super) fn new(id: DeviceId, config: DeviceConfig) -> Self {
         Self {
-            tube,
             id,
+            account: Account::new(config.limits),
             config,
             generation: Generation::default(),
             regions: Vec::new(),
-            usage: Usage::default(),
             counters: Counters::default(),
             log: RateLimit::new(LOG_BURST, LOG_PERIOD),
         }
@@ -74,69 +97,68 @@ impl Device {
         &self.config.name
     }
 
+    pub(super) fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter()
+    }
+
+    /// Adds a region, which the caller has checked against all others.
     pub(super) fn add_region(
         &mut self,
         config: &RegionConfig,
         shared: &mut Shared,
     ) -> Result<(), ServiceError> {
-        let RegionConfig {
-            shmid,
-            guest_address,
-            len,
-            ..
-        } = *config;
-        let page = page_size() as u64;
-        let whole = len > 0
-            && len.is_multiple_of(page)
-            && guest_address.is_multiple_of(page)
-            && guest_address.checked_add(len).is_some();
-        if !whole {
-            return Err(ServiceError::BadRegion {
-                shmid,
-                guest_address,
-                len,
-            });
-        }
-        if self.regions.iter().any(|region| region.shmid == shmid) {
-            return Err(ServiceError::RegionExists { shmid });
-        }
+        let shmid = config.shmid;
+        let place = match self.find_region(shmid) {
+            Ok(_) => return Err(ServiceError::RegionExists { shmid }),
+            Err(place) => place,
+        };
         shared
             .vm
             .add_region(self.key(shmid), config)
             .map_err(|source| ServiceError::Vm { shmid, source })?;
-        self.regions.push(Region {
+        let region = Region {
             shmid,
-            guest_address,
-            len,
-            table: RegionTable::new(len),
-        });
+            guest_address: config.guest_address,
+            len: config.len,
+            arena: config.arena.clone(),
+            table: RegionTable::new(config.len, shared.page_size),
+        };
+        self.regions.insert(place, region);
         Ok(())
     }
 
-    /// Executes a batch in order and returns the answers in the same order.
-    pub(super) fn execute(&mut self, batch: &RequestBatch, shared: &mut Shared) -> ResponseBatch {
+    /// Executes a batch in order and puts the answers into `answers`, which is empty, in the same order. Returns which of
+    /// them are refusals.
+    pub(super) fn execute(
+        &mut self,
+        batch: &RequestBatch,
+        answers: &mut ResponseBatch,
+        shared: &mut Shared,
+    ) -> Refused {
         self.counters.batches += 1;
-        let current = batch.generation == self.generation;
-        let mut responses = ArrayVec::new();
-        for request in &batch.requests {
-            let result = if current {
+        let mut refused = Refused::default();
+        for (place, request) in batch.requests.iter().enumerate() {
+            let outcome = if batch.generation == self.generation {
                 self.request(request, shared)
             } else {
-                Err(Error::new(libc::ECANCELED))
+                Err(Reason::Cancelled {
+                    generation: batch.generation,
+                    current: self.generation,
+                })
             };
             // There is room: a batch has no more requests than answers.
-            responses.push(match result {
+            answers.responses.push(match outcome {
                 Ok(()) => VmMemoryResponse::Ok,
-                Err(errno) => {
-                    self.counters.refuse(Refusal::new(request, errno));
-                    VmMemoryResponse::Err(errno)
+                Err(reason) => {
+                    refused.insert(place);
+                    self.refuse(request, reason)
                 }
             });
         }
-        ResponseBatch { responses }
+        refused
     }
 
-    fn request(&mut self, request: &VmMemoryRequest, shared: &mut Shared) -> Result<(), Error> {
+    fn request(&mut self, request: &VmMemoryRequest, shared: &mut Shared) -> Result<(), Reason> {
         match request {
             VmMemoryRequest::RegisterMemory {
                 source,
@@ -147,11 +169,14 @@ impl Device {
             VmMemoryRequest::UnregisterMemory { dest, len } => self.unmap(*dest, *len, shared),
             VmMemoryRequest::PrepareRegion { shmid } => {
                 self.region(*shmid)?;
-                shared.vm.prepare(self.key(*shmid))
+                let prepared = shared.vm.prepare(self.key(*shmid));
+                prepared.map_err(|error| Reason::Kernel { error })
             }
             VmMemoryRequest::UnregisterAll => {
-                self.counters.unmaps += self.clear(shared);
-                Ok(())
+                let before = self.account.mappings();
+                let outcome = self.clear(shared);
+                self.counters.unmaps += u64::from(before - self.account.mappings());
+                outcome.map_err(|error| Reason::Kernel { error })
             }
         }
     }
@@ -163,59 +188,77 @@ impl Device {
         len: u64,
         protection: Protection,
         shared: &mut Shared,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Reason> {
+        let source_offset = self.check_source(source)?;
+        check_form(&[source_offset, dest.offset], len, shared.page_size)?;
         if !protection.allows(&Protection::read()) {
-            return Err(Error::new(libc::EINVAL));
+            return Err(Reason::Protection);
         }
-        if matches!(source, VmMemorySource::ExternalMapping { .. }) && !self.config.allow_external {
-            return Err(Error::new(libc::EPERM));
-        }
-        let place = self.region(dest.shmid)?.table.check_map(dest.offset, len)?;
-        if shared.mappings >= shared.max_mappings {
-            return Err(Error::new(libc::EDQUOT));
-        }
-        let usage = self.usage.with(place.footprint(), &self.config.limits)?;
-        let (source, kind) = self.check_source(source, len)?;
+        let key = self.key(dest.shmid);
+        let place = self.region(dest.shmid)?;
+        let vacancy = self.regions[place].table.vacancy(dest.offset, len)?;
+        self.account.check(vacancy.footprint())?;
+        shared.areas.check(vacancy.areas())?;
+        let info = look(source)?;
+        let range = Range {
+            source: source_offset,
+            dest: dest.offset,
+            len,
+        };
+        let (source, kind) = self.open(source, info.as_ref(), &range, protection)?;
         shared
             .vm
             .map(&MapOperation {
-                region: self.key(dest.shmid),
+                region: key,
                 offset: dest.offset,
                 len,
                 source,
                 protection,
             })
-            .map_err(|error| source::translate(error, kind))?;
-        self.region_mut(dest.shmid)?
-            .table
-            .insert(place, protection, kind);
-        self.usage = usage;
-        shared.mappings += 1;
+            .map_err(|error| map_refusal(error, &source, protection))?;
+        self.regions[place].table.insert(vacancy, protection, kind);
+        self.account.add(vacancy.footprint());
+        shared.areas.take(vacancy.areas());
         self.counters.maps += 1;
         Ok(())
     }
 
-    fn check_source<'a>(
+    /// Returns where the range begins in its source, unless the device may not have such a source at all.
+    fn check_source(&self, source: &VmMemorySource) -> Result<u64, Reason> {
+        match source {
+            VmMemorySource::Descriptor { offset, .. } => Ok(*offset),
+            VmMemorySource::Vulkan { .. } => Ok(0),
+            VmMemorySource::ExternalMapping { ptr } if self.config.allow_external => Ok(*ptr),
+            VmMemorySource::ExternalMapping { .. } => Err(Reason::External),
+        }
+    }
+
+    /// Checks what is to be mapped. `info` is what its descriptor refers to, if it has one.
+    fn open<'a>(
         &self,
         source: &'a VmMemorySource,
-        len: u64,
-    ) -> Result<(MapSource<'a>, MappingKind), Error> {
-        let require_seals = self.config.require_seals;
-        match source {
-            VmMemorySource::Descriptor { descriptor, offset } => {
-                let kind = source::check(descriptor, *offset, len, require_seals)?;
-                let offset = *offset;
-                Ok((MapSource::Descriptor { descriptor, offset }, kind))
+        info: Option<&'a DescriptorInfo>,
+        range: &Range,
+        protection: Protection,
+    ) -> Result<(MapSource<'a>, MappingKind), Reason> {
+        match (source, info) {
+            (VmMemorySource::Descriptor { descriptor, .. }, Some(info)) => {
+                self.open_descriptor(descriptor, info, range)
             }
-            VmMemorySource::Vulkan {
-                descriptor,
-                handle_type,
-                memory_idx,
-                device_uuid,
-                driver_uuid,
-            } => {
-                // What is not mappable may still be importable: the VMM's own implementation of `Vm` knows.
-                source::check(descriptor, 0, len, require_seals)?;
+            (
+                VmMemorySource::Vulkan {
+                    descriptor,
+                    handle_type,
+                    memory_idx,
+                    device_uuid,
+                    driver_uuid,
+                },
+                Some(info),
+            ) => {
+                if source::check_kind(info).is_ok() {
+                    return self.open_descriptor(descriptor, info, range);
+                }
+                // What can't be mapped may still be imported: the VMM's `Vm` knows.
                 let source = MapSource::Vulkan {
                     descriptor,
                     handle_type: *handle_type,
@@ -225,10 +268,33 @@ impl Device {
                 };
                 Ok((source, MappingKind::Vulkan))
             }
-            VmMemorySource::ExternalMapping { ptr } => {
+            (VmMemorySource::ExternalMapping { ptr }, _) => {
+                own_memory::check(*ptr, range.len, protection)?;
                 Ok((MapSource::External { address: *ptr }, MappingKind::External))
             }
+            (_, None) => Err(Reason::Kernel {
+                error: base::Error::new(libc::EBADF),
+            }),
         }
+    }
+
+    fn open_descriptor<'a>(
+        &self,
+        descriptor: &'a SafeDescriptor,
+        info: &'a DescriptorInfo,
+        range: &Range,
+    ) -> Result<(MapSource<'a>, MappingKind), Reason> {
+        let kind = source::check_kind(info)?;
+        source::check_range(info, range)?;
+        if self.config.require_seals {
+            source::check_seals(descriptor.as_fd(), info)?;
+        }
+        let source = MapSource::Descriptor {
+            descriptor,
+            offset: range.source,
+            info,
+        };
+        Ok((source, kind))
     }
 
     fn unmap(
@@ -236,93 +302,141 @@ impl Device {
         dest: VmMemoryDestination,
         len: u64,
         shared: &mut Shared,
-    ) -> Result<(), Error> {
-        let offset_only = self.config.offset_only_unmap;
-        let table = &self.region(dest.shmid)?.table;
-        let mapping = match table.check_unmap(dest.offset, len, offset_only) {
-            Ok(mapping) => mapping,
-            Err(error) => {
-                let live = table.at(dest.offset).map(|mapping| mapping.len);
-                self.log_wrong_length(dest, len, live);
-                return Err(error);
-            }
+    ) -> Result<(), Reason> {
+        let (rule, form_len) = if self.config.offset_only_unmap {
+            (UnmapRule::OffsetOnly, 1)
+        } else {
+            (UnmapRule::Exact, len)
         };
-        let footprint = mapping.footprint();
+        check_form(&[dest.offset], form_len, shared.page_size)?;
+        let place = self.region(dest.shmid)?;
+        let occupied = self.regions[place].table.find(dest.offset, len, rule)?;
         // The record goes after the mapping, so that a failure leaves both.
         shared
             .vm
-            .unmap(self.key(dest.shmid), dest.offset, footprint)?;
-        self.region_mut(dest.shmid)?.table.remove(dest.offset);
-        self.usage = self.usage.without(footprint);
-        shared.mappings = shared.mappings.saturating_sub(1);
+            .unmap(self.key(dest.shmid), dest.offset, occupied.footprint)
+            .map_err(|error| Reason::Kernel { error })?;
+        self.forget(place, dest.offset, shared);
         self.counters.unmaps += 1;
         Ok(())
     }
 
-    /// Says what is wrong with an unmap that names a live mapping by its offset and not by its length.
-    fn log_wrong_length(&mut self, dest: VmMemoryDestination, len: u64, live: Option<u64>) {
-        if let Some(live) = live
-            && let Some(unsaid) = self.log.permit()
-        {
-            warn!(
-                "{}: unmap of {len:#x} bytes at {:#x} of region {}, where {live:#x} are mapped: an unmap names the whole \
-                 mapping; allow offset-only unmaps for a backend that does not ({unsaid} such lines left out)",
-                self.config.name, dest.offset, dest.shmid
-            );
+    /// Forgets one mapping that is gone.
+    fn forget(&mut self, place: usize, offset: u64, shared: &mut Shared) {
+        if let Some(gone) = self.regions[place].table.remove(offset) {
+            self.account.remove(gone.footprint);
+            shared.areas.give_back(gone.areas);
         }
     }
 
-    /// Removes all mappings and returns how many there were. One that the VMM cannot remove keeps its record.
-    fn clear(&mut self, shared: &mut Shared) -> u64 {
-        let mut removed = 0;
-        for region in &mut self.regions {
-            if region.table.mappings() == 0 {
+    /// Counts a refused request, logs it if there is room in the log, and returns the answer.
+    fn refuse(&mut self, request: &VmMemoryRequest, reason: Reason) -> VmMemoryResponse {
+        let refusal = Refusal::new(request, reason);
+        self.counters.refuse(refusal);
+        if let Some(unsaid) = self.log.permit() {
+            warn!(
+                "{}: {} of region {} at {:#x} refused: {reason}{}{}",
+                self.config.name,
+                refusal.kind,
+                refusal.shmid,
+                refusal.offset,
+                advice(&reason),
+                LeftOut(unsaid),
+            );
+        }
+        VmMemoryResponse::Err(refusal.errno)
+    }
+
+    /// Removes all mappings, each region's at once where the VMM can. What can't be removed keeps its record.
+    fn clear(&mut self, shared: &mut Shared) -> Result<(), base::Error> {
+        let mut outcome = Ok(());
+        for place in 0..self.regions.len() {
+            let region = &mut self.regions[place];
+            if region.table.is_empty() {
                 continue;
             }
             let key = RegionKey {
                 device: self.id,
                 shmid: region.shmid,
             };
-            let gone = match shared.vm.clear(key, region.len) {
-                Ok(()) => region.table.take_all(),
-                Err(_) => unmap_each(key, &mut region.table, shared),
-            };
-            self.usage.mappings = self.usage.mappings.saturating_sub(gone.mappings);
-            self.usage.bytes = self.usage.bytes.saturating_sub(gone.bytes);
-            shared.mappings = shared.mappings.saturating_sub(gone.mappings);
-            removed += u64::from(gone.mappings);
+            match shared.vm.clear(key, region.len) {
+                Ok(()) => {
+                    shared.areas.give_back(region.table.areas());
+                    self.account
+                        .remove_all(region.table.len(), region.table.bytes());
+                    region.table.clear();
+                }
+                Err(_) => outcome = outcome.and(self.unmap_each(place, shared)),
+            }
         }
-        removed
+        outcome
     }
 
-    pub(super) fn reset(&mut self, id: DeviceId, shared: &mut Shared) -> Generation {
-        debug_assert_eq!(id, self.id, "a device is kept under its own id");
-        self.clear(shared);
-        self.generation = Generation(self.generation.0.wrapping_add(1));
-        self.generation
+    /// Removes the mappings of a region one by one, since they don't go all at once.
+    fn unmap_each(&mut self, place: usize, shared: &mut Shared) -> Result<(), base::Error> {
+        let key = self.key(self.regions[place].shmid);
+        let all: Vec<_> = self.regions[place].table.iter().copied().collect();
+        let mut outcome = Ok(());
+        for mapping in all {
+            let footprint = mapping.footprint(shared.page_size);
+            match shared.vm.unmap(key, mapping.offset, footprint) {
+                Ok(()) => self.forget(place, mapping.offset, shared),
+                Err(error) => {
+                    if let Some(unsaid) = self.log.permit() {
+                        error!(
+                            "{}: {footprint:#x} bytes at {:#x} of region {} stay mapped: {error}{}",
+                            self.config.name,
+                            mapping.offset,
+                            key.shmid,
+                            LeftOut(unsaid),
+                        );
+                    }
+                    outcome = Err(error);
+                }
+            }
+        }
+        outcome
     }
 
-    /// Removes everything before the device goes, and returns how many mappings there were.
-    pub(super) fn remove(&mut self, shared: &mut Shared) -> u64 {
-        let removed = self.clear(shared);
+    /// Begins a new generation and removes all mappings.
+    ///
+    /// # Errors
+    /// Some mappings are still there, and recorded; the generation is the new one.
+    pub(super) fn reset(&mut self, shared: &mut Shared) -> Result<Generation, base::Error> {
+        self.generation = self.generation.next();
+        let before = self.account.mappings();
+        let outcome = self.clear(shared);
+        self.counters.dropped += u64::from(before - self.account.mappings());
+        outcome.map(|()| self.generation)
+    }
+
+    /// Removes the mappings and forgets the regions, before the device goes; returns how many mappings that were.
+    ///
+    /// # Errors
+    /// How many mappings went, and why others did not. Nothing is forgotten then, and it can be called again.
+    pub(super) fn remove(&mut self, shared: &mut Shared) -> Result<u64, (u64, base::Error)> {
+        let before = self.account.mappings();
+        let outcome = self.clear(shared);
+        let removed = u64::from(before - self.account.mappings());
+        outcome.map_err(|error| (removed, error))?;
         for region in self.regions.drain(..) {
             shared.vm.remove_region(RegionKey {
                 device: self.id,
                 shmid: region.shmid,
             });
         }
-        removed
+        Ok(removed)
     }
 
-    pub(super) fn mappings(&self, id: DeviceId) -> impl Iterator<Item = MappingInfo> {
+    pub(super) fn mappings(&self, page_size: u64) -> impl Iterator<Item = MappingInfo> {
         self.regions.iter().flat_map(move |region| {
             region.table.iter().map(move |mapping| MappingInfo {
                 device: self.config.name.clone(),
-                device_id: id,
+                device_id: self.id,
                 shmid: region.shmid,
                 offset: mapping.offset,
                 len: mapping.len,
-                footprint: mapping.footprint(),
+                footprint: mapping.footprint(page_size),
                 protection: mapping.protection,
                 kind: mapping.kind,
                 guest_address: region.guest_address + mapping.offset,
@@ -330,13 +444,14 @@ impl Device {
         })
     }
 
-    pub(super) fn stats(&self, id: DeviceId) -> DeviceStats {
+    pub(super) fn stats(&self) -> DeviceStats {
         DeviceStats {
             device: self.config.name.clone(),
-            device_id: id,
+            device_id: self.id,
             generation: self.generation,
-            live: self.usage.mappings,
-            live_bytes: self.usage.bytes,
+            live: self.account.mappings(),
+            peak: self.account.peak_mappings(),
+            live_bytes: self.account.bytes(),
             counters: self.counters.clone(),
         }
     }
@@ -348,38 +463,67 @@ impl Device {
         }
     }
 
-    fn region(&self, shmid: u8) -> Result<&Region, Error> {
-        self.regions
-            .iter()
-            .find(|region| region.shmid == shmid)
-            .ok_or(Error::new(libc::ENXIO))
+    fn region(&self, shmid: u8) -> Result<usize, Reason> {
+        self.find_region(shmid)
+            .map_err(|_| Reason::NoRegion { shmid })
     }
 
-    fn region_mut(&mut self, shmid: u8) -> Result<&mut Region, Error> {
+    fn find_region(&self, shmid: u8) -> Result<usize, usize> {
         self.regions
-            .iter_mut()
-            .find(|region| region.shmid == shmid)
-            .ok_or(Error::new(libc::ENXIO))
+            .binary_search_by_key(&shmid, |region| region.shmid)
     }
 }
 
-/// Removes the mappings of a region one by one, where they cannot go all at once, and returns what went.
-fn unmap_each(key: RegionKey, table: &mut RegionTable, shared: &mut Shared) -> Usage {
-    let mut gone = Usage::default();
-    let all: Vec<_> = table.iter().copied().collect();
-    for mapping in all {
-        let footprint = mapping.footprint();
-        match shared.vm.unmap(key, mapping.offset, footprint) {
-            Ok(()) => {
-                table.remove(mapping.offset);
-                gone.mappings += 1;
-                gone.bytes += footprint;
-            }
-            Err(error) => error!(
-                "region {}: {footprint:#x} bytes at {:#x} stay mapped: {error}",
-                key.shmid, mapping.offset
-            ),
+/// Checks what needs to know neither the region nor the source.
+fn check_form(offsets: &[u64], len: u64, page_size: u64) -> Result<(), Reason> {
+    for offset in offsets {
+        check_alignment(*offset, page_size)?;
+    }
+    if len == 0 {
+        return Err(Reason::ZeroLength);
+    }
+    Ok(())
+}
+
+/// Finds out what the source's descriptor refers to, if it has one: the only system call besides the mapping itself.
+fn look(source: &VmMemorySource) -> Result<Option<DescriptorInfo>, Reason> {
+    match source {
+        VmMemorySource::Descriptor { descriptor, .. }
+        | VmMemorySource::Vulkan { descriptor, .. } => source::look(descriptor.as_fd()).map(Some),
+        VmMemorySource::ExternalMapping { .. } => Ok(None),
+    }
+}
+
+/// Says what an errno of [`Vm::map`] means.
+fn map_refusal(error: base::Error, source: &MapSource<'_>, protection: Protection) -> Reason {
+    match source {
+        MapSource::Descriptor { info, .. } => source::mmap_refusal(error, info.kind, protection),
+        MapSource::External { .. } | MapSource::Vulkan { .. } => Reason::Kernel { error },
+    }
+}
+
+/// What the backend's author, or whoever runs it, can do about it; only where that is not plain.
+fn advice(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::NoMapping {
+            offset,
+            live: Some((live, _)),
+            ..
+        } if offset == live => {
+            "; an unmap names the whole mapping: allow offset-only unmaps for a backend that does not"
+        }
+        _ => "",
+    }
+}
+
+/// How many lines were not written before this one, if any.
+struct LeftOut(u64);
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(f, " ({count} such lines left out)"),
         }
     }
-    gone
 }

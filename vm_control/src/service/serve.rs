@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Duration;
 
+use base::Closer;
+use base::CloserStuck;
 use base::Event;
 use base::EventToken;
 use base::Tube;
@@ -10,6 +13,7 @@ use base::TubeError;
 use base::WaitContext;
 use base::error;
 use base::packet::PacketTube;
+use base::page_size;
 use base::warn;
 
 use super::Command;
@@ -21,9 +25,15 @@ use super::RemovedDevice;
 use super::ServiceConfig;
 use super::ServiceError;
 use super::ServiceEvent;
+use super::closing::close_batch;
+use super::closing::close_tube;
 use super::device::Device;
+use super::device::Shared;
+use crate::Generation;
 use crate::RequestBatch;
+use crate::ResponseBatch;
 use crate::Vm;
+use crate::limits::AreaBudget;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EventToken)]
 enum Token {
@@ -48,12 +58,14 @@ impl EventSink {
     }
 }
 
-/// What all devices share.
-pub(super) struct Shared {
-    pub(super) vm: Box<dyn Vm>,
-    /// Live mappings of all devices together.
-    pub(super) mappings: u32,
-    pub(super) max_mappings: u32,
+/// How long to wait before trying once more to remove what could not be removed.
+const CLEANUP_PERIOD: Duration = Duration::from_millis(100);
+
+/// A device and the service's end of its tube.
+struct Connected {
+    device: Device,
+    tube: PacketTube,
+    closer: Closer,
 }
 
 pub(super) struct Server {
@@ -62,7 +74,9 @@ pub(super) struct Server {
     wake: Event,
     events: EventSink,
     shared: Shared,
-    devices: BTreeMap<DeviceId, Device>,
+    devices: BTreeMap<DeviceId, Connected>,
+    /// Devices that are gone but for mappings that could not be removed.
+    leaving: Vec<Device>,
     next_id: u32,
 }
 
@@ -83,23 +97,30 @@ impl Server {
             events,
             shared: Shared {
                 vm,
-                mappings: 0,
-                max_mappings: config.max_mappings,
+                areas: AreaBudget::new(config.max_areas),
+                page_size: page_size() as u64,
             },
             devices: BTreeMap::new(),
+            leaving: Vec::new(),
             next_id: 0,
         })
     }
 
     pub(super) fn run(mut self) {
         loop {
-            let events = match self.wait.wait() {
+            let ready = if self.leaving.is_empty() {
+                self.wait.wait()
+            } else {
+                self.wait.wait_timeout(CLEANUP_PERIOD)
+            };
+            let events = match ready {
                 Ok(events) => events,
                 Err(error) => {
                     error!("mapping service: cannot wait: {error}");
                     break;
                 }
             };
+            self.clean_up();
             let mut commanded = false;
             for event in &events {
                 match event.token {
@@ -111,26 +132,39 @@ impl Server {
                 break;
             }
         }
-        let ids: Vec<DeviceId> = self.devices.keys().copied().collect();
-        for id in ids {
-            self.remove(id);
+        while let Some((id, _)) = self.devices.first_key_value() {
+            let _left_over = self.remove(*id);
         }
+        self.clean_up();
+        for device in &self.leaving {
+            error!("{}: mappings are left", device.name());
+        }
+    }
+
+    /// Tries to remove what could not be removed before.
+    fn clean_up(&mut self) {
+        let shared = &mut self.shared;
+        self.leaving
+            .retain_mut(|device| device.remove(shared).is_err());
     }
 
     /// Takes one packet of a device, so that no device can hold up another for longer.
     fn serve(&mut self, id: DeviceId) {
         // It may have gone since the wait returned.
-        let Some(device) = self.devices.get_mut(&id) else {
+        let Some(connected) = self.devices.get_mut(&id) else {
             return;
         };
-        let Err(reason) = Self::serve_packet(device, &mut self.shared) else {
+        let Err(reason) = Self::serve_packet(connected, &mut self.shared) else {
             return;
         };
+        let device = connected.device.name().to_owned();
         if !matches!(reason, GoneReason::Closed) {
-            warn!("{}: {reason}; its mappings are removed", device.name());
+            warn!("{device}: {reason}; its mappings are removed");
         }
-        let device = device.name().to_owned();
-        let mappings = self.remove(id).map_or(0, |removed| removed.mappings);
+        let mappings = match self.remove(id) {
+            Some(Ok(mappings) | Err((mappings, _))) => mappings,
+            None => 0,
+        };
         self.events.send(ServiceEvent::DeviceGone {
             device_id: id,
             device,
@@ -139,8 +173,13 @@ impl Server {
         });
     }
 
-    fn serve_packet(device: &mut Device, shared: &mut Shared) -> Result<(), GoneReason> {
-        let batch: RequestBatch = match device.tube.try_recv() {
+    fn serve_packet(connected: &mut Connected, shared: &mut Shared) -> Result<(), GoneReason> {
+        let Connected {
+            device,
+            tube,
+            closer,
+        } = connected;
+        let batch: RequestBatch = match tube.try_recv() {
             Ok(batch) => batch,
             Err(TubeError::WouldBlock) => return Ok(()),
             Err(TubeError::Disconnected) => return Err(GoneReason::Closed),
@@ -149,16 +188,17 @@ impl Server {
         if batch.requests.is_empty() {
             return Err(GoneReason::EmptyBatch);
         }
-        let answers = device.execute(&batch, shared);
-        match device.tube.try_send(&answers) {
-            Ok(()) => {}
-            Err(TubeError::WouldBlock) => return Err(GoneReason::DoesNotRead),
-            Err(TubeError::Disconnected) => return Err(GoneReason::Closed),
-            Err(error) => return Err(GoneReason::Protocol(error)),
-        }
+        let mut answers = ResponseBatch::default();
+        let refused = device.execute(&batch, &mut answers, shared);
+        let sent = tube.try_send(&answers);
         // Answered before the descriptors are closed: that takes time which nobody has to wait for.
-        drop(batch);
-        Ok(())
+        let closed = close_batch(batch, refused, closer);
+        match sent {
+            Ok(()) => closed.map_err(|CloserStuck| GoneReason::Stalls),
+            Err(TubeError::WouldBlock) => Err(GoneReason::DoesNotRead),
+            Err(TubeError::Disconnected) => Err(GoneReason::Closed),
+            Err(error) => Err(GoneReason::Protocol(error)),
+        }
     }
 
     /// Carries out what has come; false at the end.
@@ -168,26 +208,26 @@ impl Server {
             return false;
         }
         loop {
+            let command = self.commands.try_recv();
+            self.clean_up();
             // Whoever asked may have given up on the answer.
-            match self.commands.try_recv() {
+            match command {
                 Ok(Command::AddDevice(config, answer)) => drop(answer.send(self.add(config))),
                 Ok(Command::AddRegion(id, config, answer)) => {
                     drop(answer.send(self.add_region(id, &config)));
                 }
                 Ok(Command::Mappings(answer)) => {
-                    let all = self.devices.iter();
-                    drop(answer.send(all.flat_map(|(id, device)| device.mappings(*id)).collect()));
+                    let page_size = self.shared.page_size;
+                    let all = self.all_devices();
+                    let mappings = all.flat_map(|device| device.mappings(page_size));
+                    drop(answer.send(mappings.collect()));
                 }
                 Ok(Command::RemoveDevice(id, answer)) => {
-                    drop(answer.send(self.remove(id).ok_or(ServiceError::NoDevice(id))));
+                    drop(answer.send(self.remove_device(id)));
                 }
-                Ok(Command::ResetDevice(id, answer)) => {
-                    let device = self.devices.get_mut(&id).ok_or(ServiceError::NoDevice(id));
-                    drop(answer.send(device.map(|device| device.reset(id, &mut self.shared))));
-                }
+                Ok(Command::ResetDevice(id, answer)) => drop(answer.send(self.reset(id))),
                 Ok(Command::Stats(answer)) => {
-                    let all = self.devices.iter();
-                    drop(answer.send(all.map(|(id, device)| device.stats(*id)).collect()));
+                    drop(answer.send(self.all_devices().map(Device::stats).collect()));
                 }
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
@@ -198,30 +238,102 @@ impl Server {
     fn add(&mut self, config: DeviceConfig) -> Result<(DeviceId, Tube), ServiceError> {
         let (ours, theirs) = Tube::pair().map_err(ServiceError::Tube)?;
         let id = DeviceId(self.next_id);
-        let tube = PacketTube::new(ours);
         self.wait
-            .add(&tube, Token::Device { id: id.0 })
+            .add(&ours, Token::Device { id: id.0 })
             .map_err(ServiceError::Wait)?;
         self.next_id += 1;
-        self.devices.insert(id, Device::new(id, config, tube));
+        let connected = Connected {
+            device: Device::new(id, config),
+            tube: PacketTube::new(ours),
+            closer: Closer::default(),
+        };
+        self.devices.insert(id, connected);
         Ok((id, theirs))
     }
 
     fn add_region(&mut self, id: DeviceId, config: &RegionConfig) -> Result<(), ServiceError> {
-        let device = self
-            .devices
-            .get_mut(&id)
-            .ok_or(ServiceError::NoDevice(id))?;
-        device.add_region(config, &mut self.shared)
+        self.check_region(config)?;
+        let (connected, shared) = self.connected(id)?;
+        connected.device.add_region(config, shared)
     }
 
-    fn remove(&mut self, id: DeviceId) -> Option<RemovedDevice> {
-        let mut device = self.devices.remove(&id)?;
-        if let Err(error) = self.wait.delete(&device.tube) {
+    /// Refuses a region that is no range of pages, or that meets another one in the guest or in the host.
+    fn check_region(&self, config: &RegionConfig) -> Result<(), ServiceError> {
+        let RegionConfig {
+            shmid,
+            guest_address,
+            len,
+            ref arena,
+        } = *config;
+        let page_size = self.shared.page_size;
+        let whole = len > 0 && len.is_multiple_of(page_size);
+        let aligned = whole && guest_address.is_multiple_of(page_size);
+        let Some(end) = guest_address.checked_add(len).filter(|_| aligned) else {
+            return Err(ServiceError::BadRegion {
+                shmid,
+                guest_address,
+                len,
+            });
+        };
+        for other in self.all_devices().flat_map(Device::regions) {
+            if other.guest_address < end && guest_address < other.guest_address + other.len {
+                return Err(ServiceError::GuestOverlap {
+                    shmid,
+                    guest_address,
+                    len,
+                    other: other.guest_address,
+                });
+            }
+            if let (Some(arena), Some(other)) = (arena, &other.arena)
+                && arena.is_same(other)
+            {
+                return Err(ServiceError::ArenaShared { shmid });
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, id: DeviceId) -> Result<Generation, ServiceError> {
+        let (connected, shared) = self.connected(id)?;
+        let outcome = connected.device.reset(shared);
+        outcome.map_err(|source| ServiceError::Cleanup { device: id, source })
+    }
+
+    fn remove_device(&mut self, id: DeviceId) -> Result<RemovedDevice, ServiceError> {
+        match self.remove(id) {
+            Some(Ok(mappings)) => Ok(RemovedDevice { mappings }),
+            Some(Err((_, source))) => Err(ServiceError::Cleanup { device: id, source }),
+            None => Err(ServiceError::NoDevice(id)),
+        }
+    }
+
+    /// Closes a device's tube and removes its mappings; `None` if there is no such device. One of which mappings are left
+    /// stays among those that are leaving.
+    fn remove(&mut self, id: DeviceId) -> Option<Result<u64, (u64, base::Error)>> {
+        let Connected {
+            mut device,
+            tube,
+            mut closer,
+        } = self.devices.remove(&id)?;
+        if let Err(error) = self.wait.delete(&tube) {
             error!("mapping service: cannot stop waiting for a device: {error}");
         }
-        Some(RemovedDevice {
-            mappings: device.remove(&mut self.shared),
-        })
+        close_tube(tube, &mut closer);
+        let outcome = device.remove(&mut self.shared);
+        if outcome.is_err() {
+            self.leaving.push(device);
+        }
+        Some(outcome)
+    }
+
+    fn connected(&mut self, id: DeviceId) -> Result<(&mut Connected, &mut Shared), ServiceError> {
+        let connected = self.devices.get_mut(&id);
+        let connected = connected.ok_or(ServiceError::NoDevice(id))?;
+        Ok((connected, &mut self.shared))
+    }
+
+    fn all_devices(&self) -> impl Iterator<Item = &Device> {
+        let connected = self.devices.values().map(|connected| &connected.device);
+        connected.chain(&self.leaving)
     }
 }
