@@ -71,6 +71,7 @@ const CONSTANTS: &[(&str, u64)] = &[
     ("PROT_READ", 1),
     ("PROT_WRITE", 2),
     ("PR_SET_NAME", 15),
+    ("PR_SET_PDEATHSIG", 1),
     ("PR_SET_VMA", 0x5356_4d41),
     ("SIGABRT", 6),
     ("SIGKILL", 9),
@@ -160,6 +161,7 @@ mod tests {
         check("PROT_READ", libc::PROT_READ);
         check("PROT_WRITE", libc::PROT_WRITE);
         check("PR_SET_NAME", libc::PR_SET_NAME);
+        check("PR_SET_PDEATHSIG", libc::PR_SET_PDEATHSIG);
         check("PR_SET_VMA", libc::PR_SET_VMA);
         check("SIGABRT", libc::SIGABRT);
         check("SIGSYS", libc::SIGSYS);

@@ -14,7 +14,9 @@ use super::step::StepError;
 /// message queues, real-time priorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Descriptor numbers end before this one.
+    /// Descriptor numbers end before this one. It is large, since it is also how many descriptors all processes of the user together may
+    /// have in flight for this one to be able to send any: with a small limit, a backend that fills its sockets with descriptors would
+    /// keep the devices of others from sending theirs (ETOOMANYREFS).
     pub open_files: u64,
     /// Threads, until [`lock_down`](super::Jail::lock_down), from which on there are no new ones. At level full only: elsewhere the
     /// kernel counts all processes of the user.
@@ -26,7 +28,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            open_files: 64,
+            open_files: 16_384,
             threads: 16,
             address_space: 1 << 30,
         }

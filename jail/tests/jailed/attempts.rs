@@ -21,6 +21,7 @@ use std::ptr;
 use jail::End;
 use jail::Filters;
 use jail::Jail;
+use jail::Limits;
 use jail::Violation;
 
 use crate::runner::Test;
@@ -253,8 +254,8 @@ fn use_up_memory() -> io::Result<()> {
 
 fn raise_a_limit() -> io::Result<()> {
     let limit = libc::rlimit {
-        rlim_cur: 1024,
-        rlim_max: 1024,
+        rlim_cur: 1 << 20,
+        rlim_max: 1 << 20,
     };
     // SAFETY: the limit is read by the call.
     let value = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
@@ -263,7 +264,7 @@ fn raise_a_limit() -> io::Result<()> {
 
 fn use_up_descriptors() -> io::Result<()> {
     let mut all = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..Limits::default().open_files {
         all.push(rustix::io::dup(rustix::stdio::stderr())?);
     }
     Ok(())

