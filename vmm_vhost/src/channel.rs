@@ -41,6 +41,7 @@ use crate::connection::ConnectionError;
 use crate::connection::Flaw;
 use crate::connection::Frame;
 use crate::connection::Received;
+use crate::connection::Unfinished;
 use crate::gate::Negotiated;
 use crate::gate::Peer;
 use crate::message::Direction;
@@ -61,7 +62,7 @@ use crate::stats::ChannelStats;
 #[derive(Debug, Error)]
 pub enum ChannelError {
     /// The peer closed.
-    #[error("the backend closed the channel, {unfinished} bytes into a message")]
+    #[error("the backend closed the channel{}", Unfinished(*unfinished))]
     Closed {
         /// How many bytes of an incomplete message were there; 0 for a clean end.
         unfinished: usize,

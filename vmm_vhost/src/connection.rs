@@ -17,6 +17,7 @@
 //! Between two reads at most one message is incomplete, so two sets of descriptors are the most
 //! that is ever held.
 
+use std::fmt;
 use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::mem;
@@ -47,7 +48,7 @@ const BUFFER_SIZE: usize = 8192;
 #[derive(Debug, Error)]
 pub enum ConnectionError {
     /// The peer closed.
-    #[error("the peer closed the channel, {unfinished} bytes into a message")]
+    #[error("the peer closed the channel{}", Unfinished(*unfinished))]
     Closed {
         /// How many bytes of an incomplete message were there; 0 for a clean end.
         unfinished: usize,
@@ -66,6 +67,18 @@ impl ConnectionError {
         match errno.errno() {
             libc::ECONNRESET | libc::EPIPE => ConnectionError::Closed { unfinished },
             _ => ConnectionError::Io(errno),
+        }
+    }
+}
+
+/// Says how far into a message a stream ended, and nothing where it ended between two.
+pub(crate) struct Unfinished(pub(crate) usize);
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            bytes => write!(f, " {bytes} bytes into a message"),
         }
     }
 }
@@ -129,7 +142,6 @@ pub struct Frame<'a> {
 }
 
 /// One end of a channel.
-#[derive(Debug)]
 pub struct Connection {
     socket: SafeDescriptor,
     direction: Direction,
@@ -308,6 +320,18 @@ fn attach(attachment: &mut Attachment, arrival: Arrival, first: u64) {
         *attachment = arrival.attachment;
     } else {
         attachment.spoil(Flaw::Misplaced);
+    }
+}
+
+/// Without the buffer, which would fill pages.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("socket", &self.socket)
+            .field("direction", &self.direction)
+            .field("buffered", &(self.end - self.start))
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }
 

@@ -5,6 +5,46 @@
 //! end for whoever answers later, [`FrontendServer`] the same with a synchronous handler,
 //! [`FrontendClient`] the backend's end.
 //!
+//! A frontend that serves config changes, and a backend that reports one:
+//!
+//! ```
+//! use vmm_vhost::Ack;
+//! use vmm_vhost::ChannelConfig;
+//! use vmm_vhost::FrontendClient;
+//! use vmm_vhost::FrontendHandler;
+//! use vmm_vhost::FrontendServer;
+//! use vmm_vhost::HandlerResult;
+//! use vmm_vhost::Negotiated;
+//! use vmm_vhost::Outgoing;
+//! use vmm_vhost::message::ProtocolFeatures;
+//!
+//! struct Changes(u32);
+//!
+//! impl FrontendHandler for Changes {
+//!     fn config_change(&mut self) -> HandlerResult<u64> {
+//!         self.0 += 1;
+//!         Ok(0)
+//!     }
+//! }
+//!
+//! let (frontend, backend) = base::scm::stream_pair()?;
+//! let config = ChannelConfig {
+//!     negotiated: Negotiated {
+//!         protocol_features: ProtocolFeatures::REPLY_ACK | ProtocolFeatures::CONFIG,
+//!         ..Negotiated::default()
+//!     },
+//!     ..ChannelConfig::default()
+//! };
+//! let mut server = FrontendServer::new(frontend, config, Changes(0))?;
+//! let mut client = FrontendClient::new(backend, true);
+//!
+//! client.send(&Outgoing::config_change(), Ack::Wanted)?;
+//! server.handle_readable()?; // never waits
+//! client.read_replies(1)?;
+//! assert_eq!(server.handler().0, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Nothing here knows tubes, VMs or jails; nothing that a peer sends makes it panic, wait, or use
 //! more than a fixed amount of memory and descriptors.
 

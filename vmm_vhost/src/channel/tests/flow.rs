@@ -355,6 +355,33 @@ fn peer_that_closes_is_reported_with_what_it_left_unfinished() {
 }
 
 #[test]
+fn end_of_the_stream_reads_as_one_line() {
+    let clean = ChannelError::Closed { unfinished: 0 };
+    assert_eq!(clean.to_string(), "the backend closed the channel");
+    let torn = ChannelError::Closed { unfinished: 5 };
+    assert_eq!(
+        torn.to_string(),
+        "the backend closed the channel 5 bytes into a message"
+    );
+}
+
+#[test]
+fn urgent_byte_is_dropped_and_keeps_nobody_awake() {
+    let (peer, mut channel) = remote();
+    peer.send(&CONFIG_CHANGE, &[]);
+    let urgent = rustix::net::send(&peer.socket, &[9], rustix::net::SendFlags::OOB);
+    assert_eq!(urgent, Ok(1));
+    peer.send(&CONFIG_CHANGE, &[]);
+    assert_eq!(take_all(&mut channel).len(), 2);
+    let mut ready = [rustix::event::PollFd::new(
+        &channel,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec::default();
+    assert_eq!(rustix::event::poll(&mut ready, Some(&now)), Ok(0));
+}
+
+#[test]
 fn requests_of_a_peer_that_closed_are_still_taken() {
     let (peer, mut channel) = remote();
     peer.send(&unmap(1), &[]);
