@@ -5,6 +5,7 @@
 //! up for. Both are plain data: the VMM trusts no answer beyond its shape, since a device process may have been taken
 //! over by its backend.
 
+use base::Protection;
 use base::SafeDescriptor;
 use serde::Deserialize;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub const MAX_CONFIG_BYTES: u32 = 4096;
 pub const MAX_MEMORY_REGIONS: usize = 8;
 
 /// The most queues of a device.
-pub const MAX_QUEUES: usize = 64;
+pub const MAX_QUEUES: u16 = 64;
 
 /// Where the list of a device's shared memory regions comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,13 @@ pub struct ConnectOptions {
     pub virtio_features: u64,
     /// The protocol features that the VMM wants, of those that this crate serves.
     pub protocol_features: u64,
+    /// Whether the VMM translates addresses for the backend: answers its IOTLB misses as [`HookRequest`]s.
+    pub iommu: bool,
+    /// Whether the VMM keeps a table of shared objects: answers requests for them as [`HookRequest`]s.
+    pub shared_objects: bool,
+    /// The region of the mapping service in which the backend's doorbells appear, one page a queue, if the transport
+    /// announces them. Its id must not be one of the backend's regions.
+    pub notifier_region: Option<u8>,
 }
 
 impl Default for ConnectOptions {
@@ -61,6 +69,9 @@ impl Default for ConnectOptions {
             legacy_shmem_bit: None,
             virtio_features: u64::MAX,
             protocol_features: u64::MAX,
+            iommu: false,
+            shared_objects: false,
+            notifier_region: None,
         }
     }
 }
@@ -136,6 +147,74 @@ pub struct VringBase {
     pub base: u32,
 }
 
+/// Which way a backend's own state moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransferDirection {
+    /// Out of the backend.
+    Save,
+    /// Into the backend.
+    Load,
+}
+
+/// The UUID of a shared object, its bytes as sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectId(pub [u8; 16]);
+
+/// One entry of a backend's IOTLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IotlbEntry {
+    /// The first I/O virtual address.
+    pub iova: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// The guest address that it stands for.
+    pub guest_address: u64,
+    /// What the backend may do there.
+    pub access: Protection,
+}
+
+/// What a backend asks that only the VMM as a whole can answer. Answers come in the order of the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookRequest {
+    /// A translation is missing. To be answered with [`HookResponse::Translation`].
+    IotlbMiss {
+        /// The I/O virtual address.
+        iova: u64,
+        /// How many bytes, where the backend says so.
+        size: u64,
+        /// What the backend wants to do there.
+        access: Protection,
+    },
+    /// The backend met an address that it may not access in this way.
+    IotlbAccessFail {
+        /// The I/O virtual address.
+        iova: u64,
+        /// How many bytes, where the backend says so.
+        size: u64,
+        /// What the backend wanted to do there.
+        access: Protection,
+    },
+    /// The backend shares an object.
+    ObjectAdd(ObjectId),
+    /// The backend shares it no longer.
+    ObjectRemove(ObjectId),
+    /// The backend wants an object of another one. To be answered with [`HookResponse::Object`].
+    ObjectLookup(ObjectId),
+}
+
+/// The answer to a [`HookRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub enum HookResponse {
+    /// Done.
+    Done,
+    /// Refused, with the errno for the backend.
+    Refused(base::Error),
+    /// The object that was looked for.
+    Object(SafeDescriptor),
+    /// The translation that was missing; the backend gets it before its request is answered.
+    Translation(IotlbEntry),
+}
+
 /// One refused request of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedRequest {
@@ -162,6 +241,10 @@ pub struct WorkerStats {
     pub unmaps: u64,
     /// Config changes that the backend announced.
     pub config_changes: u64,
+    /// In-band notifications of used buffers.
+    pub vring_calls: u64,
+    /// Requests that the VMM answered: IOTLB and shared objects.
+    pub hooks: u64,
     /// Requests that were refused, wherever.
     pub refused: u64,
     /// Messages that went to the service; each carries up to 32 requests.
@@ -210,6 +293,30 @@ pub enum ControlRequest {
     },
     /// Report the counters.
     Stats,
+    /// Take a piece of the address space out of the backend's IOTLB.
+    IotlbInvalidate {
+        /// The first I/O virtual address.
+        iova: u64,
+        /// How many bytes.
+        size: u64,
+    },
+    /// Ask the backend for an object that it shares.
+    SharedObject(ObjectId),
+    /// Begin to move the backend's own state.
+    BeginTransfer {
+        /// Which way.
+        direction: TransferDirection,
+        /// The end of a pipe that the backend gets.
+        theirs: SafeDescriptor,
+        /// The other end.
+        ours: SafeDescriptor,
+    },
+    /// Take the next piece of the state that the backend saves. An empty piece is the end.
+    ReadState,
+    /// Pass on a piece of the state that the backend loads.
+    WriteState(Vec<u8>),
+    /// End the move and ask the backend whether it went well.
+    EndTransfer,
     /// End.
     Shutdown,
 }
@@ -234,6 +341,10 @@ pub enum ControlResponse {
     Stopped(Vec<VringBase>),
     /// The counters.
     Stats(WorkerStats),
+    /// The object, if the backend has it.
+    SharedObject(Option<SafeDescriptor>),
+    /// A piece of the backend's state.
+    State(Vec<u8>),
     /// It could not be done; the process is as it was before.
     Failed(Failure),
 }
@@ -260,6 +371,11 @@ pub enum ChannelClosed {
 pub enum DeviceEvent {
     /// The device's configuration space has changed; the interrupt event was signalled.
     ConfigChanged,
+    /// The backend met an error on a queue.
+    VringError {
+        /// The last queue of which it said so.
+        index: u32,
+    },
     /// A request of the backend was refused. Rate limited.
     RequestRefused {
         /// The last one.

@@ -6,18 +6,22 @@
 
 mod args;
 mod child;
+mod error;
 mod handle;
+mod hooks;
 mod serve;
+mod state;
 
 pub use self::args::ArgsError;
 pub use self::args::DeviceArgs;
 pub use self::args::SandboxOptions;
 pub use self::child::run;
+pub use self::error::Error;
 pub use self::handle::DEFAULT_DEADLINE;
 pub use self::handle::DeviceProcess;
 pub use self::handle::DeviceProcessConfig;
-pub use self::handle::Error;
 pub use self::serve::MAX_CHANNELS;
+pub use self::state::MAX_STATE_BYTES;
 
 #[cfg(test)]
 mod tests;

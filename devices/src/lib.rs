@@ -13,7 +13,10 @@ pub mod backend;
 pub mod control;
 pub mod device_process;
 pub mod exit;
+mod iotlb;
+pub mod shared_objects;
 pub mod shmem_config;
+pub mod snapshot;
 pub mod vhost_user_frontend;
 pub mod worker;
 

@@ -2,12 +2,15 @@
 //!
 //! Deliberately not built on `vhost` or `vmm_vhost`, so that an error of theirs is not made twice.
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::io::Read;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,9 +24,19 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) const NEED_REPLY: u32 = 8;
 
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, RESET_DEVICE and SHMEM, by their bits.
-pub(crate) const PROTOCOL_FEATURES: u64 =
-    1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 22;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, HOST_NOTIFIER, RESET_DEVICE, INBAND_NOTIFICATIONS, SHARED_OBJECT,
+/// DEVICE_STATE and SHMEM, by their bits.
+pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 0
+    | 1 << 3
+    | 1 << 5
+    | 1 << 9
+    | 1 << 10
+    | 1 << 11
+    | 1 << 13
+    | 1 << 14
+    | 1 << 18
+    | 1 << 19
+    | 1 << 22;
 
 /// What a scripted backend says of itself.
 pub(crate) struct Script {
@@ -40,6 +53,11 @@ pub(crate) struct Script {
     pub(crate) hangs_up_at: Option<u32>,
     /// What it does with a request channel, before it acks the message that brought it.
     pub(crate) on_channel: Box<dyn FnMut(UnixStream) + Send>,
+    /// The state that it saves, and where the state goes that it loads.
+    pub(crate) state: Vec<u8>,
+    pub(crate) loads: Option<mpsc::Sender<Vec<u8>>>,
+    /// The object that it shares under every name.
+    pub(crate) object: Option<SafeDescriptor>,
     /// What it does when RESET_DEVICE comes, before it acks.
     pub(crate) on_reset: Box<dyn FnMut() + Send>,
 }
@@ -56,6 +74,9 @@ impl Default for Script {
             nacks: Vec::new(),
             hangs_up_at: None,
             on_channel: Box::new(drop),
+            state: Vec::new(),
+            loads: None,
+            object: None,
             on_reset: Box::new(|| ()),
         }
     }
@@ -86,10 +107,15 @@ impl Script {
                         (self.on_channel)(UnixStream::from(channel));
                     }
                     34 => (self.on_reset)(),
+                    41 => {
+                        let object = self.object.as_ref().map(AsFd::as_fd);
+                        send(&socket, code, 4, &[], object);
+                    }
+                    42 => self.move_state(&message, descriptors.pop()),
                     _ => {}
                 }
                 if let Some(reply) = self.reply(&message) {
-                    send(&socket, code, 5, &reply, None);
+                    send(&socket, code, 4, &reply, None);
                 }
                 seen.push(message);
             }
@@ -97,11 +123,31 @@ impl Script {
         })
     }
 
+    /// Saves or loads on a thread of its own, as the specification asks.
+    fn move_state(&self, message: &Seen, pipe: Option<SafeDescriptor>) {
+        let mut pipe = File::from(pipe.expect("a pipe's descriptor"));
+        if message.payload[0] == 0 {
+            let state = self.state.clone();
+            thread::spawn(move || pipe.write_all(&state));
+        } else {
+            let loads = self.loads.clone().expect("somebody who looks");
+            thread::spawn(move || {
+                let mut state = Vec::new();
+                pipe.read_to_end(&mut state).expect("a state");
+                loads.send(state)
+            });
+        }
+    }
+
     fn reply(&self, message: &Seen) -> Option<Vec<u8>> {
         let value = match message.code {
             1 => self.features,
             15 => self.protocol_features,
             17 => self.queues,
+            // The pipe is taken; then, it went well.
+            42 => 0x100,
+            43 => 0,
+            41 => return None,
             11 => {
                 // The ring goes on at 7.
                 let mut state = message.payload.clone();

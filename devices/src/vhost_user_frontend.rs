@@ -10,32 +10,39 @@
 //! Addresses handed to the backend are guest addresses throughout: the "user" addresses of the memory table are only a
 //! common language for table and rings, and the VMM's own addresses are none of the backend's business.
 
+mod error;
 mod features;
 mod raw;
+mod regions;
 
-use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use remain::sorted;
-use thiserror::Error;
+use base::SafeDescriptor;
 use vhost::VhostBackend;
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::VringConfigData;
 use vhost::vhost_user::Frontend;
 use vhost::vhost_user::VhostUserFrontend as _;
+use vhost::vhost_user::message::VhostTransferStateDirection;
+use vhost::vhost_user::message::VhostTransferStatePhase;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
+pub use self::error::Error;
 pub use self::features::BACKEND_REQ;
 pub use self::features::BACKEND_SEND_FD;
 pub use self::features::CONFIG;
-use self::features::CROSVM_SHARED_MEMORY_REGIONS;
+pub use self::features::DEVICE_STATE;
+pub use self::features::HOST_NOTIFIER;
+pub use self::features::INBAND_NOTIFICATIONS;
 pub use self::features::MQ;
 pub use self::features::REPLY_ACK;
 pub use self::features::RESET_DEVICE;
+pub use self::features::SHARED_OBJECT;
 pub use self::features::SHMEM;
 pub use self::features::STATUS;
 pub use self::features::SUPPORTED;
@@ -52,22 +59,20 @@ use crate::control::ConnectOptions;
 use crate::control::MAX_CONFIG_BYTES;
 use crate::control::MAX_MEMORY_REGIONS;
 use crate::control::MAX_QUEUES;
+use crate::control::ObjectId;
 use crate::control::QueueSetup;
-use crate::control::RegionSource;
+use crate::control::TransferDirection;
 use crate::control::VringBase;
-use crate::exit::Exit;
-use crate::shmem_config;
-use crate::shmem_config::MAX_REGIONS;
-use crate::shmem_config::ShmemConfigError;
-use crate::shmem_config::ShmemRegion;
+use crate::iotlb;
+use crate::iotlb::IOTLB_MSG;
+use crate::worker::Call;
 
 // Codes of the main channel that `vhost` has no call for, or none that fits.
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 const SET_STATUS: u32 = 39;
-const GET_SHMEM_CONFIG: u32 = 44;
-const GET_SHARED_MEMORY_REGIONS: u32 = 1004;
+const GET_SHARED_OBJECT: u32 = 41;
 
 /// SET_VRING_CALL: there is no descriptor, the driver polls.
 const VRING_NO_DESCRIPTOR: u64 = 1 << 8;
@@ -77,113 +82,6 @@ const STATUS_ACKNOWLEDGE: u64 = 1;
 const STATUS_DRIVER: u64 = 2;
 const STATUS_DRIVER_OK: u64 = 4;
 const STATUS_FEATURES_OK: u64 = 8;
-
-/// Length of one entry in the answer to GET_SHARED_MEMORY_REGIONS.
-const LEGACY_REGION_BYTES: usize = 16;
-
-/// Why something on the main channel failed.
-#[sorted]
-#[derive(Debug, Error)]
-pub enum Error {
-    /// The backend is set up already.
-    #[error("the main channel is set up already")]
-    AlreadyConnected,
-    /// A range of configuration space is empty, too long or overflows.
-    #[error(
-        "configuration space: {len} bytes at {offset:#x} are not within the first {MAX_CONFIG_BYTES} bytes"
-    )]
-    ConfigBounds {
-        /// The first byte.
-        offset: u32,
-        /// How many.
-        len: u64,
-    },
-    /// The driver acknowledged features that it was not offered.
-    #[error("the driver acknowledges features {extra:#x} that it was not offered")]
-    Features {
-        /// Those bits.
-        extra: u64,
-    },
-    /// The answer to crosvm's query for regions is not a count and that many regions.
-    #[error("the list of shared memory regions has {bytes} bytes for {count} regions")]
-    LegacyList {
-        /// The count in it.
-        count: u64,
-        /// The length of what follows the count.
-        bytes: usize,
-    },
-    /// There are more memory regions than the protocol can carry, or none where queues need some.
-    #[error(
-        "{count} memory regions for {queues} queues: 1 to {MAX_MEMORY_REGIONS} can be handed over"
-    )]
-    MemoryRegions {
-        /// How many there are.
-        count: usize,
-        /// How many queues there are.
-        queues: usize,
-    },
-    /// A feature of the protocol that the call needs was not negotiated.
-    #[error("protocol feature {feature} was not negotiated with the backend")]
-    NotNegotiated {
-        /// Its name.
-        feature: &'static str,
-    },
-    /// The queues of an activation can't be.
-    #[error("queue {index} of size {size}: {reason}")]
-    Queue {
-        /// The queue's index.
-        index: u16,
-        /// Its size.
-        size: u16,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// A request that is not the `vhost` crate's failed.
-    #[error(transparent)]
-    Raw(#[from] RawError),
-    /// The backend's list of regions was refused.
-    #[error(transparent)]
-    ShmemConfig(#[from] ShmemConfigError),
-    /// The main channel's socket could not be duplicated.
-    #[error("cannot duplicate the main channel")]
-    Socket(#[source] io::Error),
-    /// A request of the `vhost` crate failed.
-    #[error("{request} failed")]
-    Vhost {
-        /// The request's name.
-        request: &'static str,
-        /// How.
-        source: vhost::Error,
-    },
-}
-
-impl Error {
-    /// Returns how the process has to end, if the main channel can't be used after this error.
-    pub fn fatal(&self) -> Option<Exit> {
-        use vhost::vhost_user::Error as Wire;
-        match self {
-            Self::Raw(RawError::Closed { .. } | RawError::Socket { .. }) => Some(Exit::BackendGone),
-            Self::Raw(RawError::NotTheReply { .. } | RawError::ReplySize { .. }) => {
-                Some(Exit::BackendProtocol)
-            }
-            Self::Vhost {
-                source: vhost::Error::VhostUserProtocol(wire),
-                ..
-            } => match wire {
-                // The client reports an end of file within a reply, or in place of one, as a partial message.
-                Wire::Disconnected
-                | Wire::PartialMessage
-                | Wire::SocketBroken(_)
-                | Wire::SocketError(_) => Some(Exit::BackendGone),
-                Wire::InvalidMessage | Wire::OversizedMsg | Wire::IncorrectFds => {
-                    Some(Exit::BackendProtocol)
-                }
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-}
 
 /// The main channel of one backend.
 pub struct VhostUserFrontend {
@@ -195,6 +93,10 @@ pub struct VhostUserFrontend {
     /// Virtio features that the driver is offered, the transport's own not included.
     offered: u64,
     backend_features: u64,
+    /// Virtio features that the driver acknowledged.
+    acked: u64,
+    /// How many queues there can be.
+    queue_limit: u16,
     /// Queues that are running.
     active: Vec<u16>,
 }
@@ -207,12 +109,14 @@ impl VhostUserFrontend {
     pub fn new(socket: UnixStream) -> Result<Self, Error> {
         let raw = RawChannel::new(socket.try_clone().map_err(Error::Socket)?);
         Ok(Self {
-            client: Frontend::from_stream(socket, MAX_QUEUES as u64),
+            client: Frontend::from_stream(socket, u64::from(MAX_QUEUES)),
             raw,
             connected: false,
             protocol: 0,
             offered: 0,
             backend_features: 0,
+            acked: 0,
+            queue_limit: MAX_QUEUES,
             active: Vec::new(),
         })
     }
@@ -306,22 +210,27 @@ impl VhostUserFrontend {
 
     /// Hands the driver's features, guest memory and the queues to the backend and starts them.
     ///
-    /// With neither queues nor memory nothing is sent. If it fails half way, the queues that ran are stopped.
+    /// The eventfds of the queues' calls are in `calls`, not in `activation`. With neither queues nor memory nothing is sent. If it fails half way, the queues that ran are stopped.
     ///
     /// # Errors
     /// [`Error::Features`], [`Error::MemoryRegions`] or [`Error::Queue`] before anything is sent; [`Error::Vhost`] and
     /// [`Error::Raw`] if the backend refuses.
-    pub fn activate(&mut self, activation: &Activation) -> Result<(), Error> {
+    pub(crate) fn activate(
+        &mut self,
+        activation: &Activation,
+        calls: &[Call],
+    ) -> Result<(), Error> {
         self.check_activation(activation)?;
         if activation.queues.is_empty() && activation.memory.is_empty() {
             return Ok(());
         }
         let features = activation.features | self.transport_features();
         self.command("SET_FEATURES", |client| client.set_features(features))?;
+        self.acked = features;
         self.set_status(STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK)?;
         self.set_memory(activation)?;
         for queue in &activation.queues {
-            if let Err(error) = self.start_queue(queue) {
+            if let Err(error) = self.start_queue(queue, calls) {
                 if error.fatal().is_none() {
                     self.deactivate()?;
                 }
@@ -352,10 +261,82 @@ impl VhostUserFrontend {
         if self.has(RESET_DEVICE) {
             self.command("RESET_DEVICE", Frontend::reset_device)?;
             self.active.clear();
+            self.acked = 0;
             return self.set_status(0);
         }
         self.deactivate()?;
+        self.acked = 0;
         self.set_status(0)
+    }
+
+    /// Takes `size` bytes at `iova` out of the backend's IOTLB.
+    ///
+    /// # Errors
+    /// [`Error::NotNegotiated`] if the driver's addresses are not translated; [`Error::Raw`].
+    pub fn invalidate_iotlb(&mut self, iova: u64, size: u64) -> Result<(), Error> {
+        if self.acked & VIRTIO_F_ACCESS_PLATFORM == 0 {
+            return Err(Error::NotNegotiated {
+                feature: "VIRTIO_F_ACCESS_PLATFORM",
+            });
+        }
+        let payload = iotlb::invalidation(iova, size);
+        let acked = self.has(REPLY_ACK);
+        Ok(self.raw.command(IOTLB_MSG, &payload, None, acked)?)
+    }
+
+    /// Asks the backend for an object that it shares.
+    ///
+    /// # Errors
+    /// [`Error::NotNegotiated`], [`Error::Raw`].
+    pub fn shared_object(&mut self, id: ObjectId) -> Result<Option<SafeDescriptor>, Error> {
+        if !self.has(SHARED_OBJECT) {
+            return Err(Error::NotNegotiated {
+                feature: "SHARED_OBJECT",
+            });
+        }
+        Ok(self.raw.query_descriptor(GET_SHARED_OBJECT, &id.0)?)
+    }
+
+    /// Begins to move the backend's own state through `pipe`, or through the descriptor that is returned instead.
+    ///
+    /// # Errors
+    /// [`Error::NotNegotiated`]; [`Error::Vhost`] if the backend can't.
+    pub fn begin_transfer(
+        &mut self,
+        direction: TransferDirection,
+        pipe: OwnedFd,
+    ) -> Result<Option<OwnedFd>, Error> {
+        self.check_device_state_feature()?;
+        let direction = match direction {
+            TransferDirection::Save => VhostTransferStateDirection::SAVE,
+            TransferDirection::Load => VhostTransferStateDirection::LOAD,
+        };
+        let phase = VhostTransferStatePhase::STOPPED;
+        let file = self
+            .client
+            .set_device_state_fd(direction, phase, pipe)
+            .map_err(in_request("SET_DEVICE_STATE_FD"))?;
+        Ok(file.map(OwnedFd::from))
+    }
+
+    /// Asks the backend whether the last move of its state went well.
+    ///
+    /// # Errors
+    /// [`Error::NotNegotiated`]; [`Error::Vhost`] if it did not.
+    pub fn end_transfer(&mut self) -> Result<(), Error> {
+        self.check_device_state_feature()?;
+        self.client
+            .check_device_state()
+            .map_err(in_request("CHECK_DEVICE_STATE"))
+    }
+
+    fn check_device_state_feature(&self) -> Result<(), Error> {
+        if self.has(DEVICE_STATE) {
+            return Ok(());
+        }
+        Err(Error::NotNegotiated {
+            feature: "DEVICE_STATE",
+        })
     }
 
     fn negotiate_protocol(&mut self, options: &ConnectOptions) -> Result<Option<u8>, Error> {
@@ -377,48 +358,9 @@ impl VhostUserFrontend {
             .client
             .get_queue_num()
             .map_err(in_request("GET_QUEUE_NUM"))?;
-        Ok(Some(u16::try_from(count).unwrap_or(u16::MAX)))
-    }
-
-    fn query_regions(
-        &mut self,
-        options: &ConnectOptions,
-        legacy: Option<u8>,
-    ) -> Result<Vec<ShmemRegion>, Error> {
-        let page = base::page_size() as u64;
-        let limits = &options.shmem_limits;
-        match (&options.regions, legacy) {
-            (RegionSource::Given(regions), _) => {
-                Ok(shmem_config::from_list(regions.clone(), page, limits)?)
-            }
-            (RegionSource::Backend, Some(CROSVM_SHARED_MEMORY_REGIONS)) => {
-                Ok(shmem_config::from_list(self.legacy_list()?, page, limits)?)
-            }
-            (RegionSource::Backend, Some(_)) => {
-                let (count, sizes) = split_table(&self.raw.query(GET_SHMEM_CONFIG)?);
-                Ok(shmem_config::from_table(count, &sizes, page, limits)?)
-            }
-            (RegionSource::Backend, None) if self.has(SHMEM) => {
-                let config = self
-                    .client
-                    .get_shmem_config()
-                    .map_err(in_request("GET_SHMEM_CONFIG"))?;
-                Ok(shmem_config::from_table(
-                    config.nregions,
-                    &config.memory_sizes,
-                    page,
-                    limits,
-                )?)
-            }
-            (RegionSource::Backend, None) => Ok(Vec::new()),
-        }
-    }
-
-    fn legacy_list(&self) -> Result<Vec<ShmemRegion>, Error> {
-        let cap = 8 + MAX_REGIONS * LEGACY_REGION_BYTES;
-        let cap = u32::try_from(cap).expect("a constant");
-        let answer = self.raw.query_up_to(GET_SHARED_MEMORY_REGIONS, cap)?;
-        parse_legacy_list(&answer)
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        self.queue_limit = count.min(MAX_QUEUES);
+        Ok(Some(count))
     }
 
     fn set_memory(&mut self, activation: &Activation) -> Result<(), Error> {
@@ -438,7 +380,7 @@ impl VhostUserFrontend {
         })
     }
 
-    fn start_queue(&mut self, queue: &QueueSetup) -> Result<(), Error> {
+    fn start_queue(&mut self, queue: &QueueSetup, calls: &[Call]) -> Result<(), Error> {
         let index = usize::from(queue.index);
         let rings = VringConfigData {
             queue_max_size: queue.size,
@@ -453,7 +395,8 @@ impl VhostUserFrontend {
         self.command("SET_VRING_ADDR", |c| c.set_vring_addr(index, &rings))?;
         self.command("SET_VRING_BASE", |c| c.set_vring_base(index, queue.base))?;
         let acked = self.has(REPLY_ACK);
-        let call = queue.call.as_ref().map(AsFd::as_fd);
+        let call = calls.iter().find(|(of, _)| *of == queue.index);
+        let call = call.map(|(_, call)| call.as_fd());
         let no_call = if call.is_none() {
             VRING_NO_DESCRIPTOR
         } else {
@@ -541,8 +484,8 @@ impl VhostUserFrontend {
         }
         for (position, queue) in activation.queues.iter().enumerate() {
             let earlier = &activation.queues[..position];
-            let reason = if usize::from(queue.index) >= MAX_QUEUES {
-                "the index is out of range"
+            let reason = if queue.index >= self.queue_limit {
+                "the backend has no such queue"
             } else if !queue.size.is_power_of_two() {
                 "the size is not a power of two"
             } else if self.active.contains(&queue.index) {
@@ -568,44 +511,6 @@ impl VhostUserFrontend {
 
 fn in_request(request: &'static str) -> impl FnOnce(vhost::Error) -> Error {
     move |source| Error::Vhost { request, source }
-}
-
-/// Splits the answer to GET_SHMEM_CONFIG: a count, four bytes of padding, 256 sizes.
-fn split_table(answer: &[u8; 8 + 8 * MAX_REGIONS]) -> (u32, [u64; MAX_REGIONS]) {
-    let (head, table) = answer.split_at(8);
-    let mut count = [0; 4];
-    count.copy_from_slice(&head[..4]);
-    let mut sizes = [0; MAX_REGIONS];
-    for (size, bytes) in sizes.iter_mut().zip(table.as_chunks::<8>().0) {
-        *size = u64::from_ne_bytes(*bytes);
-    }
-    (u32::from_ne_bytes(count), sizes)
-}
-
-fn parse_legacy_list(answer: &[u8]) -> Result<Vec<ShmemRegion>, Error> {
-    let Some((count, list)) = answer.split_first_chunk::<8>() else {
-        return Err(Error::LegacyList { count: 0, bytes: 0 });
-    };
-    let count = u64::from_ne_bytes(*count);
-    let (entries, rest) = list.as_chunks::<LEGACY_REGION_BYTES>();
-    if !rest.is_empty() || entries.len() as u64 != count {
-        return Err(Error::LegacyList {
-            count,
-            bytes: list.len(),
-        });
-    }
-    Ok(entries
-        .iter()
-        .map(|entry| {
-            let (head, len) = entry.split_at(8);
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(len);
-            ShmemRegion {
-                shmid: head[0],
-                len: u64::from_ne_bytes(bytes),
-            }
-        })
-        .collect())
 }
 
 #[cfg(test)]

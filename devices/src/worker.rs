@@ -15,6 +15,8 @@
 
 mod command;
 mod events;
+mod hooks;
+mod requests;
 mod service;
 
 use std::collections::VecDeque;
@@ -31,23 +33,18 @@ use base::WaitContext;
 use base::packet::PacketTube;
 use vm_control::Generation;
 use vm_control::MAX_BATCH;
-use vm_control::VmMemoryDestination;
-use vm_control::VmMemoryRequest;
-use vm_control::VmMemorySource;
 use vm_control::api::BatchClient;
-use vmm_vhost::BackendRequest;
-use vmm_vhost::Incoming;
 use vmm_vhost::Received;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::Ticket;
-use vmm_vhost::message::Dialect;
-use vmm_vhost::message::RequestCode;
 
 use self::command::Action;
 use self::command::Command;
 pub use self::command::CommandError;
 pub use self::command::WorkerHandle;
 use self::events::EventSender;
+use self::hooks::Hooks;
+pub(crate) use self::requests::Call;
 use crate::control::RefusedRequest;
 use crate::control::WorkerStats;
 
@@ -72,6 +69,7 @@ enum Token {
     Memory,
     MainChannel,
     Events,
+    Hooks,
 }
 
 /// Why a worker ended.
@@ -97,8 +95,10 @@ pub struct WorkerConfig {
     pub events: PacketTube,
     /// Signalled when the device's configuration space has changed.
     pub interrupt: Event,
-    /// A duplicate of the main channel's socket; only its hang-up is looked at.
+    /// A duplicate of the main channel's socket: for its hang-up, and to send translations.
     pub main_channel: SafeDescriptor,
+    /// The tube for what only the VMM can answer, if it does.
+    pub hooks: Option<PacketTube>,
 }
 
 /// What is done with requests that would change the guest's memory.
@@ -125,6 +125,10 @@ enum What {
     Map,
     Unmap,
     UnregisterAll,
+    /// A queue's doorbell, by its bit.
+    Notifier {
+        bit: u128,
+    },
 }
 
 /// The worker's state. [`WorkerHandle::start`] gives it a thread.
@@ -147,8 +151,13 @@ pub struct Worker {
     interrupt: Event,
     active: bool,
     config_change_waits: bool,
-    /// Keeps the descriptor open that the wait context watches for a hang-up.
-    _main_channel: SafeDescriptor,
+    main_channel: SafeDescriptor,
+    hooks: Option<Hooks>,
+    /// The queues that the backend may call by message.
+    calls: Vec<Call>,
+    /// The region in which doorbells are mapped, and the queues that have one there.
+    notifier_region: Option<u8>,
+    notifiers: u128,
     stats: WorkerStats,
 }
 
@@ -164,6 +173,10 @@ impl Worker {
             (&command_event, Token::Command),
             (&service, Token::Memory),
         ])?;
+        let hooks = config.hooks.map(Hooks::new);
+        if let Some(hooks) = &hooks {
+            wait.add(hooks, Token::Hooks)?;
+        }
         // Interest in nothing still reports a hang-up.
         wait.add_for_event(&config.main_channel, EventType::None, Token::MainChannel)?;
         Ok(Self {
@@ -183,7 +196,11 @@ impl Worker {
             interrupt: config.interrupt,
             active: false,
             config_change_waits: false,
-            _main_channel: config.main_channel,
+            main_channel: config.main_channel,
+            hooks,
+            calls: Vec::new(),
+            notifier_region: None,
+            notifiers: 0,
             stats: WorkerStats::default(),
         })
     }
@@ -214,6 +231,7 @@ impl Worker {
         let mut channel_ready = false;
         let mut memory_ready = false;
         let mut command_ready = false;
+        let mut hooks_ready = false;
         for event in &self.wait.wait()? {
             match event.token {
                 Token::Kill => return Ok(Some(WorkerExit::Killed)),
@@ -222,9 +240,13 @@ impl Worker {
                 Token::Memory => memory_ready |= event.is_readable || event.is_hungup,
                 Token::Channel => channel_ready |= event.is_readable || event.is_hungup,
                 Token::Events => self.events.flush(),
+                Token::Hooks => hooks_ready = true,
             }
         }
         if memory_ready && let Some(exit) = self.take_answers() {
+            return Ok(Some(exit));
+        }
+        if hooks_ready && let Some(exit) = self.take_hook_answers() {
             return Ok(Some(exit));
         }
         if command_ready {
@@ -249,7 +271,16 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) -> Result<(), base::Error> {
         match command.action {
-            Action::Open(channel) => self.open(*channel)?,
+            Action::Open(channel, notifier_region) => {
+                self.notifier_region = notifier_region;
+                self.open(*channel)?;
+            }
+            Action::Activate(negotiated, calls) => {
+                self.calls = calls;
+                if let Some(channel) = &mut self.channel {
+                    channel.set_negotiated(negotiated);
+                }
+            }
             Action::SetActive(active) => self.set_active(active),
             Action::Cancel => self.intake = Intake::Cancel,
             Action::Hold => {
@@ -258,6 +289,8 @@ impl Worker {
                 self.intake = Intake::Hold;
             }
             Action::Resume(generation) => {
+                // The service has dropped all mappings, the doorbells among them.
+                self.notifiers = 0;
                 self.next_generation = Some(generation);
                 self.settle();
                 self.intake = Intake::Serve;
@@ -289,6 +322,9 @@ impl Worker {
 
     fn set_active(&mut self, active: bool) {
         self.active = active;
+        if !active {
+            self.calls.clear();
+        }
         if active && self.config_change_waits {
             self.deliver_config_change();
         }
@@ -377,134 +413,6 @@ impl Worker {
                     && (!self.service.is_full() || self.send_batch().is_ok_and(|sent| sent))
             }
         }
-    }
-
-    fn handle(&mut self, incoming: Incoming) {
-        self.stats.requests += 1;
-        let code = code_of(&incoming.request);
-        let ticket = incoming.ticket;
-        match incoming.request {
-            BackendRequest::ConfigChange => {
-                self.stats.config_changes += 1;
-                if self.active {
-                    self.deliver_config_change();
-                } else {
-                    self.config_change_waits = true;
-                }
-                self.complete(ticket, Ok(0));
-            }
-            BackendRequest::ShmemMap(map) => {
-                let at = place(code, map.shmid, map.shm_offset, map.len);
-                let request = VmMemoryRequest::RegisterMemory {
-                    source: VmMemorySource::Descriptor {
-                        descriptor: map.descriptor,
-                        offset: map.fd_offset,
-                    },
-                    dest: destination(&at),
-                    len: map.len,
-                    prot: map.protection,
-                };
-                self.ask(ticket, What::Map, at, request);
-            }
-            BackendRequest::GpuMap(map) => {
-                let at = place(code, map.shmid, map.shm_offset, map.len);
-                let request = VmMemoryRequest::RegisterMemory {
-                    source: VmMemorySource::Vulkan {
-                        descriptor: map.descriptor,
-                        handle_type: map.handle_type,
-                        memory_idx: map.memory_idx,
-                        device_uuid: map.device_uuid,
-                        driver_uuid: map.driver_uuid,
-                    },
-                    dest: destination(&at),
-                    len: map.len,
-                    prot: base::Protection::read_write(),
-                };
-                self.ask(ticket, What::Map, at, request);
-            }
-            BackendRequest::ShmemUnmap(unmap) => {
-                let at = place(code, unmap.shmid, unmap.shm_offset, unmap.len);
-                let request = VmMemoryRequest::UnregisterMemory {
-                    dest: destination(&at),
-                    len: unmap.len,
-                };
-                self.ask(ticket, What::Unmap, at, request);
-            }
-            BackendRequest::ExternalMap(map) => {
-                // The pointer would be one of this process, which is not the backend's.
-                let at = place(code, map.shmid, map.shm_offset, map.len);
-                self.refuse(Some(ticket), at, libc::EPERM);
-            }
-            // Their features are not acknowledged, so that the channel has refused them before.
-            BackendRequest::IotlbMiss(_)
-            | BackendRequest::IotlbAccessFail(_)
-            | BackendRequest::VringHostNotifier(_)
-            | BackendRequest::VringCall(_)
-            | BackendRequest::VringErr(_)
-            | BackendRequest::SharedObjectAdd(_)
-            | BackendRequest::SharedObjectRemove(_)
-            | BackendRequest::SharedObjectLookup(_) => {
-                self.refuse(Some(ticket), place(code, 0, 0, 0), libc::ENOSYS);
-            }
-        }
-    }
-
-    /// Passes a request on to the service, with the next batch.
-    fn ask(&mut self, ticket: Ticket, what: What, at: RefusedRequest, request: VmMemoryRequest) {
-        if self.intake != Intake::Serve {
-            return self.refuse(Some(ticket), at, libc::ECANCELED);
-        }
-        if self.service.push(request).is_err() {
-            // `has_room` was asked before the request was taken.
-            return self.refuse(Some(ticket), at, libc::EAGAIN);
-        }
-        self.waiting.push_back(Waiting {
-            ticket: Some(ticket),
-            what,
-            request: at,
-        });
-    }
-}
-
-/// The code by which a request came.
-fn code_of(request: &BackendRequest) -> u32 {
-    let code = match request {
-        BackendRequest::IotlbMiss(_) | BackendRequest::IotlbAccessFail(_) => RequestCode::IOTLB,
-        BackendRequest::ConfigChange => RequestCode::CONFIG_CHANGE,
-        BackendRequest::VringHostNotifier(_) => RequestCode::VRING_HOST_NOTIFIER,
-        BackendRequest::VringCall(_) => RequestCode::VRING_CALL,
-        BackendRequest::VringErr(_) => RequestCode::VRING_ERR,
-        BackendRequest::SharedObjectAdd(_) => RequestCode::SHARED_OBJECT_ADD,
-        BackendRequest::SharedObjectRemove(_) => RequestCode::SHARED_OBJECT_REMOVE,
-        BackendRequest::SharedObjectLookup(_) => RequestCode::SHARED_OBJECT_LOOKUP,
-        BackendRequest::ShmemMap(map) => match map.dialect {
-            Dialect::Standard => RequestCode::SHMEM_MAP,
-            Dialect::Crosvm => RequestCode::CROSVM_SHMEM_MAP,
-        },
-        BackendRequest::ShmemUnmap(unmap) => match unmap.dialect {
-            Dialect::Standard => RequestCode::SHMEM_UNMAP,
-            Dialect::Crosvm => RequestCode::CROSVM_SHMEM_UNMAP,
-        },
-        BackendRequest::GpuMap(_) => RequestCode::GPU_MAP,
-        BackendRequest::ExternalMap(_) => RequestCode::EXTERNAL_MAP,
-    };
-    code.0
-}
-
-fn place(code: u32, shmid: u8, offset: u64, len: u64) -> RefusedRequest {
-    RefusedRequest {
-        code,
-        errno: base::Error::new(0),
-        shmid,
-        offset,
-        len,
-    }
-}
-
-fn destination(at: &RefusedRequest) -> VmMemoryDestination {
-    VmMemoryDestination {
-        shmid: at.shmid,
-        offset: at.offset,
     }
 }
 

@@ -55,6 +55,8 @@ pub struct DeviceArgs {
     pub report_fd: Option<RawFd>,
     /// Where the parent takes the listener of log mode.
     pub listener_fd: Option<RawFd>,
+    /// The tube for what only the VMM as a whole can answer, if it does.
+    pub hook_fd: Option<RawFd>,
 }
 
 /// Why a command line was refused.
@@ -92,7 +94,7 @@ impl DeviceArgs {
     /// One line on how to call it.
     pub const USAGE: &'static str = "usage: portcullis device --backend-fd N --control-fd N --memory-fd N --event-fd N \
          --interrupt-fd N [--name NAME] [--sandbox full|seccomp|none] [--seccomp trap|kill|log] \
-         [--seccomp-policy-dir DIR]";
+         [--seccomp-policy-dir DIR] [--hook-fd N]";
 
     /// Reads the arguments that follow `device`. A flag and its value may be one argument, with `=` between them.
     ///
@@ -135,6 +137,7 @@ impl DeviceArgs {
             interrupt_fd: descriptor(4)?,
             report_fd: slots[5],
             listener_fd: slots[6],
+            hook_fd: slots[7],
         })
     }
 }
@@ -143,7 +146,7 @@ const NAME: &str = "--name";
 const SANDBOX: &str = "--sandbox";
 const SECCOMP: &str = "--seccomp";
 pub(super) const POLICY_DIR: &str = "--seccomp-policy-dir";
-const DESCRIPTORS: [&str; 7] = [
+const DESCRIPTORS: [&str; 8] = [
     "--backend-fd",
     "--control-fd",
     "--memory-fd",
@@ -151,6 +154,7 @@ const DESCRIPTORS: [&str; 7] = [
     "--interrupt-fd",
     "--report-fd",
     "--listener-fd",
+    "--hook-fd",
 ];
 
 fn split_flag(argument: &OsString) -> Result<(&'static str, Option<OsString>), ArgsError> {
@@ -197,7 +201,7 @@ mod tests {
     #[test]
     fn parse_reads_flags_with_their_value_beside_or_within() {
         let line = "--name fs0 --sandbox=seccomp --seccomp log --seccomp-policy-dir=/a=b \
-                    --report-fd 8 --listener-fd 9";
+                    --report-fd 8 --listener-fd 9 --hook-fd 10";
         assert_eq!(
             parse(&format!("{line} {DESCRIPTORS_LINE}")),
             Ok(DeviceArgs {
@@ -214,6 +218,7 @@ mod tests {
                 interrupt_fd: 7,
                 report_fd: Some(8),
                 listener_fd: Some(9),
+                hook_fd: Some(10),
             })
         );
     }

@@ -11,7 +11,6 @@
 
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -44,6 +43,10 @@ use crate::worker::WorkerHandle;
 
 /// The name of the policy, without its extension.
 const POLICY: &str = "device";
+
+/// Descriptor numbers end here: an activation can bring two for each of 64 queues, and a backend can make us hold one for
+/// each request of a batch.
+const OPEN_FILES: u64 = 256;
 
 /// How a step of the start can fail: with the exit code that tells of it.
 struct StartError {
@@ -90,7 +93,10 @@ fn start(args: DeviceArgs) -> Result<Exit, StartError> {
         report,
         listener,
         keep: descriptors.numbers(),
-        limits: jail::Limits::default(),
+        limits: jail::Limits {
+            open_files: OPEN_FILES,
+            ..jail::Limits::default()
+        },
     })
     .map_err(StartError::jail)?;
     let control = prepare(descriptors).map_err(StartError::failed)?;
@@ -113,6 +119,7 @@ pub(super) fn prepare(descriptors: Descriptors) -> anyhow::Result<Control> {
             .try_clone_to_owned()
             .context("duplicate of the main channel")?
             .into(),
+        hooks: descriptors.hooks.map(PacketTube::new),
     })
     .context("worker")?;
     let worker = WorkerHandle::start(worker, note_exit(&ended, &slot)?).context("worker thread")?;
@@ -154,6 +161,7 @@ pub(super) struct Descriptors {
     pub(super) memory: Tube,
     pub(super) events: Tube,
     pub(super) interrupt: Event,
+    pub(super) hooks: Option<Tube>,
 }
 
 impl Descriptors {
@@ -164,18 +172,24 @@ impl Descriptors {
             memory: take_tube(args.memory_fd).context("--memory-fd")?,
             events: take_tube(args.event_fd).context("--event-fd")?,
             interrupt: take_event(args.interrupt_fd).context("--interrupt-fd")?,
+            hooks: args
+                .hook_fd
+                .map(take_tube)
+                .transpose()
+                .context("--hook-fd")?,
         })
     }
 
     fn numbers(&self) -> Vec<RawFd> {
-        let borrowed: [BorrowedFd<'_>; 5] = [
+        let named = [
             self.backend.as_fd(),
             self.control.as_fd(),
             self.memory.as_fd(),
             self.events.as_fd(),
             self.interrupt.as_fd(),
         ];
-        borrowed.iter().map(AsRawFd::as_raw_fd).collect()
+        let hooks = self.hooks.as_ref().map(AsFd::as_fd);
+        named.iter().chain(&hooks).map(AsRawFd::as_raw_fd).collect()
     }
 }
 

@@ -25,19 +25,18 @@ use jail::Program;
 use jail::SpawnRequest;
 use jail::Spawner;
 use jail::Stderr;
-use remain::sorted;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
 use rustix::event::poll;
 use rustix::io::Errno;
-use thiserror::Error;
 use vm_control::DeviceId;
 use vm_control::Generation;
 use vm_control::ServiceHandle;
 
 use super::args::POLICY_DIR;
 use super::args::SandboxOptions;
+use super::error::Error;
 use crate::control::Activation;
 use crate::control::BackendInfo;
 use crate::control::ConnectOptions;
@@ -49,97 +48,12 @@ use crate::control::RegionSource;
 use crate::control::VringBase;
 use crate::control::WorkerStats;
 use crate::shmem_config;
-use crate::shmem_config::ShmemConfigError;
 
 /// How long a call waits for the device process, and so for the backend, before the process is killed.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a dropped handle waits for the end of the process that it has killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What a call of [`DeviceProcess`] can fail with.
-#[sorted]
-#[derive(Debug, Error)]
-pub enum Error {
-    /// A piece of configuration space is longer than one call can carry.
-    #[error("configuration space: {len} bytes are more than the {MAX_CONFIG_BYTES} of one call")]
-    ConfigLength {
-        /// The length.
-        len: usize,
-    },
-    /// The process did not answer in time and was killed.
-    #[error("device process {pid} did not answer {call} within {deadline:?} and was killed")]
-    Deadline {
-        /// The process.
-        pid: u32,
-        /// The call.
-        call: &'static str,
-        /// How long it had.
-        deadline: Duration,
-    },
-    /// The process has ended.
-    #[error("device process {pid} has ended")]
-    Ended {
-        /// The process.
-        pid: u32,
-    },
-    /// The event tube failed.
-    #[error("event tube of device process {pid}")]
-    Events {
-        /// The process.
-        pid: u32,
-        /// How.
-        source: TubeError,
-    },
-    /// The mapping service did not reset the device.
-    #[error("the mapping service did not reset the device")]
-    Service(#[source] vm_control::ServiceError),
-    /// The process reports regions that its backend should not have got past it with.
-    #[error("device process {pid} reports regions that it should have refused; it was killed")]
-    ShmemConfig {
-        /// The process.
-        pid: u32,
-        /// What is wrong with them.
-        source: ShmemConfigError,
-    },
-    /// The process could not be started.
-    #[error("the device process could not be started")]
-    Spawn(#[source] jail::SpawnError),
-    /// A tube to the process could not be made.
-    #[error("no tube to a device process")]
-    Tube(#[source] TubeError),
-    /// The process answered something else than was asked, and was killed.
-    #[error("device process {pid} answered {call} with something else and was killed")]
-    Unexpected {
-        /// The process.
-        pid: u32,
-        /// The call.
-        call: &'static str,
-    },
-    /// The process reports that the call failed. It goes on, unless it has ended since.
-    #[error("{call}: {message}")]
-    Unsuccessful {
-        /// The call.
-        call: &'static str,
-        /// What it reports.
-        message: String,
-    },
-}
-
-impl Error {
-    /// Whether the process is gone, or was killed, because of this.
-    pub fn is_fatal(&self) -> bool {
-        matches!(
-            self,
-            Self::Deadline { .. }
-                | Self::Ended { .. }
-                | Self::ShmemConfig { .. }
-                | Self::Spawn(_)
-                | Self::Tube(_)
-                | Self::Unexpected { .. }
-        )
-    }
-}
 
 /// What a device process is started with.
 #[derive(Debug)]
@@ -186,6 +100,7 @@ pub struct DeviceProcess {
     pid: u32,
     control: Tube,
     events: PacketTube,
+    pub(super) hooks: Option<PacketTube>,
     connect: ConnectOptions,
     deadline: Duration,
     report: Option<ExitReport>,
@@ -205,6 +120,20 @@ impl DeviceProcess {
         control
             .set_send_timeout(Some(config.deadline))
             .map_err(Error::Tube)?;
+        let (hooks, their_hooks) = if config.connect.iommu || config.connect.shared_objects {
+            let (ours, theirs) = Tube::pair().map_err(Error::Tube)?;
+            (Some(PacketTube::new(ours)), Some(theirs))
+        } else {
+            (None, None)
+        };
+        let mut descriptors = vec![
+            ("backend", config.backend.as_fd()),
+            ("control", their_control.as_fd()),
+            ("memory", config.memory.as_fd()),
+            ("event", their_events.as_fd()),
+            ("interrupt", config.interrupt.as_fd()),
+        ];
+        descriptors.extend(their_hooks.as_ref().map(|tube| ("hook", tube.as_fd())));
         let mut arguments = vec![OsString::from("device")];
         if let Some(dir) = &config.sandbox.policy_dir {
             arguments.extend([OsString::from(POLICY_DIR), dir.clone().into_os_string()]);
@@ -217,13 +146,7 @@ impl DeviceProcess {
                     None => Program::SelfExe,
                 },
                 arguments: &arguments,
-                descriptors: &[
-                    ("backend", config.backend.as_fd()),
-                    ("control", their_control.as_fd()),
-                    ("memory", config.memory.as_fd()),
-                    ("event", their_events.as_fd()),
-                    ("interrupt", config.interrupt.as_fd()),
-                ],
+                descriptors: &descriptors,
                 level: config.sandbox.level,
                 violation: config.sandbox.violation,
                 environment: &[],
@@ -235,6 +158,7 @@ impl DeviceProcess {
             child: Some(child),
             control,
             events: PacketTube::new(events),
+            hooks,
             connect: config.connect,
             deadline: config.deadline,
             report: None,
@@ -282,6 +206,22 @@ impl DeviceProcess {
             ControlResponse::Stopped(bases) => Ok(bases),
             _ => Err(self.unexpected(CALL)),
         }
+    }
+
+    /// Puts the device to sleep: its queues stop, its mappings stay, a config change is remembered.
+    ///
+    /// # Errors
+    /// As [`Self::deactivate`].
+    pub fn sleep(&mut self) -> Result<Vec<VringBase>, Error> {
+        self.deactivate()
+    }
+
+    /// Wakes the device: `activation` is the one that it had, with the queues' bases that [`Self::sleep`] returned.
+    ///
+    /// # Errors
+    /// As [`Self::activate`].
+    pub fn wake(&mut self, activation: Activation) -> Result<(), Error> {
+        self.activate(activation)
     }
 
     /// Resets the device and returns the generation that it is in from now on.
@@ -428,14 +368,18 @@ impl DeviceProcess {
         report.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn call_done(&mut self, call: &'static str, request: &ControlRequest) -> Result<(), Error> {
+    pub(super) fn call_done(
+        &mut self,
+        call: &'static str,
+        request: &ControlRequest,
+    ) -> Result<(), Error> {
         match self.call(call, request)? {
             ControlResponse::Done => Ok(()),
             _ => Err(self.unexpected(call)),
         }
     }
 
-    fn call(
+    pub(super) fn call(
         &mut self,
         call: &'static str,
         request: &ControlRequest,
@@ -489,7 +433,7 @@ impl DeviceProcess {
         }
     }
 
-    fn unexpected(&mut self, call: &'static str) -> Error {
+    pub(super) fn unexpected(&mut self, call: &'static str) -> Error {
         let pid = self.pid();
         self.kill_for_cause();
         Error::Unexpected { pid, call }

@@ -2,6 +2,10 @@
 //!
 //! Knows nothing of jails or of how the process came to be, so that a test can run it on a thread.
 
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -26,12 +30,15 @@ use vmm_vhost::Peer;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::message::ProtocolFeatures;
 
+use crate::control::Activation;
 use crate::control::ControlRequest;
 use crate::control::ControlResponse;
 use crate::control::Failure;
+use crate::control::QueueSetup;
 use crate::exit::Exit;
 use crate::vhost_user_frontend;
 use crate::vhost_user_frontend::VhostUserFrontend;
+use crate::worker::Call;
 use crate::worker::CommandError;
 use crate::worker::MAX_IN_FLIGHT;
 use crate::worker::WorkerExit;
@@ -39,6 +46,9 @@ use crate::worker::WorkerHandle;
 
 /// How many request channels one process can open in its life. Their sockets are made before the filter is on.
 pub const MAX_CHANNELS: usize = 4;
+
+/// The length of the pieces in which a backend's state moves.
+pub(super) const STATE_PIECE_BYTES: usize = 32 << 10;
 
 /// Why a control request was not carried out.
 #[sorted]
@@ -50,12 +60,16 @@ enum ServeError {
     Frontend(#[from] vhost_user_frontend::Error),
     #[error("the backend has had all {MAX_CHANNELS} request channels that one process can open")]
     NoChannelLeft,
+    #[error("no move of the backend's state was begun")]
+    NoTransfer,
     #[error("the main channel is not set up")]
     NotConnected,
     #[error("no reset was begun")]
     NotResetting,
     #[error("a reset was begun and not finished")]
     Resetting,
+    #[error("the backend's state does not move")]
+    Transfer(#[source] io::Error),
     #[error(transparent)]
     Worker(#[from] CommandError),
 }
@@ -87,6 +101,9 @@ pub(super) struct Control {
     worker_exit: Arc<Mutex<Option<WorkerExit>>>,
     spare_channels: ArrayVec<Pair, MAX_CHANNELS>,
     negotiated: Option<Negotiated>,
+    notifier_region: Option<u8>,
+    /// Our end of the pipe through which the backend's own state moves.
+    transfer: Option<File>,
     resetting: bool,
     // Closed last, and after the wait context that it is in.
     _worker_ended: Event,
@@ -117,6 +134,8 @@ impl Control {
             worker_exit,
             spare_channels,
             negotiated: None,
+            notifier_region: None,
+            transfer: None,
             resetting: false,
             _worker_ended: worker_ended,
         })
@@ -185,6 +204,7 @@ impl Control {
         let response = match request {
             ControlRequest::Connect(options) => {
                 let info = self.frontend.connect(&options)?;
+                self.notifier_region = options.notifier_region;
                 self.negotiated = Some(Negotiated {
                     virtio_features: self.frontend.transport_features(),
                     protocol_features: ProtocolFeatures::from_bits_retain(info.protocol_features),
@@ -197,15 +217,14 @@ impl Control {
                 ControlResponse::Done
             }
             ControlRequest::Activate(activation) => {
-                self.check_running()?;
-                self.frontend.activate(&activation)?;
-                self.worker.set_active(true)?;
+                self.activate(activation)?;
                 ControlResponse::Done
             }
             ControlRequest::Deactivate => {
                 self.check_running()?;
+                let bases = self.frontend.deactivate()?;
                 self.worker.set_active(false)?;
-                ControlResponse::Stopped(self.frontend.deactivate()?)
+                ControlResponse::Stopped(bases)
             }
             ControlRequest::ReadConfig { offset, len } => {
                 self.check_connected()?;
@@ -225,6 +244,37 @@ impl Control {
                 ControlResponse::Done
             }
             ControlRequest::Stats => ControlResponse::Stats(self.worker.stats()?),
+            ControlRequest::IotlbInvalidate { iova, size } => {
+                self.check_connected()?;
+                self.frontend.invalidate_iotlb(iova, size)?;
+                ControlResponse::Done
+            }
+            ControlRequest::SharedObject(id) => {
+                self.check_connected()?;
+                ControlResponse::SharedObject(self.frontend.shared_object(id)?)
+            }
+            ControlRequest::BeginTransfer {
+                direction,
+                theirs,
+                ours,
+            } => {
+                self.check_connected()?;
+                let instead = self.frontend.begin_transfer(direction, theirs.into())?;
+                self.transfer = Some(instead.map_or_else(|| ours.into(), File::from));
+                ControlResponse::Done
+            }
+            ControlRequest::ReadState => ControlResponse::State(self.read_state()?),
+            ControlRequest::WriteState(bytes) => {
+                let pipe = self.transfer.as_mut().ok_or(ServeError::NoTransfer)?;
+                pipe.write_all(&bytes).map_err(ServeError::Transfer)?;
+                ControlResponse::Done
+            }
+            ControlRequest::EndTransfer => {
+                // The backend sees the end of what it loads.
+                self.transfer = None;
+                self.frontend.end_transfer()?;
+                ControlResponse::Done
+            }
             ControlRequest::Shutdown => return Ok(None),
         };
         Ok(Some(response))
@@ -242,8 +292,32 @@ impl Control {
                 peer: Peer::Remote,
             },
         )?;
-        self.worker.open(channel)?;
+        self.worker.open(channel, self.notifier_region)?;
         Ok(self.frontend.open_request_channel(&theirs)?)
+    }
+
+    /// Starts the backend's queues. The worker knows them first: a backend may call at once.
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ServeError> {
+        self.check_running()?;
+        let mut negotiated = self.negotiated.ok_or(ServeError::NotConnected)?;
+        negotiated.virtio_features = activation.features | self.frontend.transport_features();
+        let take = |queue: &mut QueueSetup| Some((queue.index, Arc::new(queue.call.take()?)));
+        let calls: Vec<Call> = activation.queues.iter_mut().filter_map(take).collect();
+        self.worker.activate(negotiated, calls.clone())?;
+        if let Err(error) = self.frontend.activate(&activation, &calls) {
+            self.worker.set_active(false)?;
+            return Err(error.into());
+        }
+        self.negotiated = Some(negotiated);
+        Ok(self.worker.set_active(true)?)
+    }
+
+    fn read_state(&mut self) -> Result<Vec<u8>, ServeError> {
+        let pipe = self.transfer.as_mut().ok_or(ServeError::NoTransfer)?;
+        let mut bytes = vec![0; STATE_PIECE_BYTES];
+        let len = pipe.read(&mut bytes).map_err(ServeError::Transfer)?;
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     /// Resets the backend. Whatever it asks until the reset is finished is refused, so that it never waits for us here.

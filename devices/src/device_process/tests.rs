@@ -81,6 +81,7 @@ impl Device {
             memory: their_memory,
             events: their_events,
             interrupt: interrupt.try_clone().unwrap(),
+            hooks: None,
         })
         .unwrap();
         let (exit, exits) = mpsc::channel();
@@ -335,6 +336,7 @@ fn end_of_an_idle_backend_ends_the_process() {
         memory: their_memory,
         events: their_events,
         interrupt: Event::new().unwrap(),
+        hooks: None,
     })
     .unwrap();
     drop(theirs);

@@ -21,19 +21,32 @@ pub const BACKEND_REQ: u64 = 1 << 5;
 pub const CONFIG: u64 = 1 << 9;
 /// Protocol feature: the backend sends descriptors on the request channel.
 pub const BACKEND_SEND_FD: u64 = 1 << 10;
+/// Protocol feature: a queue's doorbell can be a page of the backend's.
+pub const HOST_NOTIFIER: u64 = 1 << 11;
 /// Protocol feature: RESET_DEVICE.
 pub const RESET_DEVICE: u64 = 1 << 13;
+/// Protocol feature: calls and errors of queues can be messages.
+pub const INBAND_NOTIFICATIONS: u64 = 1 << 14;
 /// Protocol feature: SET_STATUS and GET_STATUS.
 pub const STATUS: u64 = 1 << 16;
+/// Protocol feature: objects that devices share.
+pub const SHARED_OBJECT: u64 = 1 << 18;
+/// Protocol feature: the backend's own state can be moved.
+pub const DEVICE_STATE: u64 = 1 << 19;
 /// Protocol feature: shared memory regions. Bit 22; the drafts' bits 20 and 21 mean other things today.
 pub const SHMEM: u64 = 1 << 22;
 
-/// The protocol features that this crate serves.
-pub const SUPPORTED: u64 =
-    MQ | REPLY_ACK | BACKEND_REQ | CONFIG | BACKEND_SEND_FD | RESET_DEVICE | STATUS | SHMEM;
-
-/// The virtio features that no driver is offered, since nothing here serves them.
-const WITHHELD: u64 = VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_PACKED;
+/// The protocol features that this crate serves for every VMM.
+pub const SUPPORTED: u64 = MQ
+    | REPLY_ACK
+    | BACKEND_REQ
+    | CONFIG
+    | BACKEND_SEND_FD
+    | RESET_DEVICE
+    | INBAND_NOTIFICATIONS
+    | STATUS
+    | DEVICE_STATE
+    | SHMEM;
 
 /// crosvm's own bit for shared memory regions, before there was a standard one.
 pub(super) const CROSVM_SHARED_MEMORY_REGIONS: u8 = 31;
@@ -50,7 +63,7 @@ pub(super) struct Choice {
 ///
 /// The legacy bit is taken only if the standard one is not to be had.
 pub(super) fn choose_protocol(offered: u64, options: &ConnectOptions) -> Choice {
-    let bits = offered & SUPPORTED & options.protocol_features;
+    let bits = offered & supported(options) & options.protocol_features;
     let legacy_shmem = options.legacy_shmem_bit.filter(|bit| {
         let mask = 1_u64.checked_shl(u32::from(*bit)).unwrap_or(0);
         bits & SHMEM == 0 && offered & mask != 0
@@ -63,7 +76,22 @@ pub(super) fn choose_protocol(offered: u64, options: &ConnectOptions) -> Choice 
 
 /// The virtio features to offer to the driver, of those that the backend has.
 pub(super) fn offer_virtio(backend: u64, options: &ConnectOptions) -> u64 {
-    backend & !WITHHELD & !VHOST_USER_F_PROTOCOL_FEATURES & options.virtio_features
+    // Packed rings are not served, and addresses are not translated by a VMM that has no IOMMU.
+    let withheld = VIRTIO_F_RING_PACKED
+        | VHOST_USER_F_PROTOCOL_FEATURES
+        | if_wanted(!options.iommu, VIRTIO_F_ACCESS_PLATFORM);
+    backend & !withheld & options.virtio_features
+}
+
+/// What is served depends on what the VMM has at the other end.
+fn supported(options: &ConnectOptions) -> u64 {
+    SUPPORTED
+        | if_wanted(options.notifier_region.is_some(), HOST_NOTIFIER)
+        | if_wanted(options.shared_objects, SHARED_OBJECT)
+}
+
+fn if_wanted(wanted: bool, bit: u64) -> u64 {
+    if wanted { bit } else { 0 }
 }
 
 #[cfg(test)]
@@ -135,5 +163,22 @@ mod tests {
     fn offer_virtio_withholds_packed_rings_and_the_iommu() {
         let backend = VIRTIO_F_RING_PACKED | VIRTIO_F_ACCESS_PLATFORM | 1 << 32 | 1 << 30 | 1;
         assert_eq!(offer_virtio(backend, &options(None)), 1 << 32 | 1);
+    }
+
+    #[test]
+    fn what_needs_the_vmm_is_taken_only_if_the_vmm_has_it() {
+        let offered = HOST_NOTIFIER | SHARED_OBJECT;
+        assert_eq!(choose_protocol(offered, &options(None)).bits, 0);
+        let options = ConnectOptions {
+            iommu: true,
+            shared_objects: true,
+            notifier_region: Some(200),
+            ..ConnectOptions::default()
+        };
+        assert_eq!(choose_protocol(offered, &options).bits, offered);
+        assert_eq!(
+            offer_virtio(VIRTIO_F_ACCESS_PLATFORM, &options),
+            VIRTIO_F_ACCESS_PLATFORM
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The requests of the main channel that the crate `vhost` has no function for, on the same socket.
 //!
 //! Blocking, one request at a time, and only between two calls of `vhost`'s client, so that the stream stays in step.
-//! Descriptors that come with a reply are closed: none of these requests is answered with one.
+//! Descriptors that come with a reply are closed unless they are what was asked for.
 
 use std::io;
 use std::io::IoSlice;
@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use base::SafeDescriptor;
 use base::scm;
 use base::scm::DescriptorVec;
 use remain::sorted;
@@ -129,6 +130,32 @@ impl RawChannel {
         Ok(payload)
     }
 
+    /// Sends a request and returns the descriptor of its answer, which may have none.
+    pub(super) fn query_descriptor(
+        &self,
+        code: u32,
+        payload: &[u8],
+    ) -> Result<Option<SafeDescriptor>, RawError> {
+        self.send(code, 0, payload, None)?;
+        let mut header = [[0_u8; 4]; 3];
+        let mut descriptors = DescriptorVec::<1>::new();
+        // Descriptors come with a message's first byte.
+        let start = self.read_some(code, header.as_flattened_mut(), &mut descriptors)?;
+        self.read(code, &mut header.as_flattened_mut()[start..])?;
+        let size = check_reply(code, header)?;
+        let got = usize::try_from(size).expect("a u32 fits a usize on Linux");
+        let mut value = [0; 8];
+        let Some(rest) = value.get_mut(..got) else {
+            return Err(RawError::ReplySize {
+                code,
+                got: size,
+                want: 8,
+            });
+        };
+        self.read(code, rest)?;
+        Ok(descriptors.pop())
+    }
+
     fn fixed_reply<const N: usize>(&self, code: u32) -> Result<[u8; N], RawError> {
         let got = self.reply_header(code)?;
         let want = u32::try_from(N).expect("replies are small");
@@ -143,30 +170,36 @@ impl RawChannel {
     fn reply_header(&self, code: u32) -> Result<u32, RawError> {
         let mut header = [[0_u8; 4]; 3];
         self.read(code, header.as_flattened_mut())?;
-        let [got, flags, size] = header.map(u32::from_ne_bytes);
-        if got != code || flags & !NEED_REPLY != VERSION | REPLY {
-            return Err(RawError::NotTheReply { code, got, flags });
-        }
-        Ok(size)
+        check_reply(code, header)
     }
 
     fn read(&self, code: u32, buffer: &mut [u8]) -> Result<(), RawError> {
         let mut done = 0;
         while done < buffer.len() {
-            // The policy of a device process has recvmsg and no other way to receive.
-            let received = scm::recv(
-                self.socket.as_fd(),
-                &mut [IoSliceMut::new(&mut buffer[done..])],
-                &mut DescriptorVec::<1>::new(),
-                scm::Wait::Block,
-            )
-            .map_err(|error| RawError::from_io(code, error.into()))?;
-            if received.bytes == 0 {
-                return Err(RawError::Closed { code });
-            }
-            done += received.bytes;
+            let mut none = DescriptorVec::<1>::new();
+            done += self.read_some(code, &mut buffer[done..], &mut none)?;
         }
         Ok(())
+    }
+
+    /// The policy of a device process has recvmsg and no other way to receive.
+    fn read_some(
+        &self,
+        code: u32,
+        buffer: &mut [u8],
+        descriptors: &mut DescriptorVec<1>,
+    ) -> Result<usize, RawError> {
+        let received = scm::recv(
+            self.socket.as_fd(),
+            &mut [IoSliceMut::new(buffer)],
+            descriptors,
+            scm::Wait::Block,
+        )
+        .map_err(|error| RawError::from_io(code, error.into()))?;
+        match received.bytes {
+            0 => Err(RawError::Closed { code }),
+            bytes => Ok(bytes),
+        }
     }
 
     fn send(
@@ -197,6 +230,15 @@ impl RawChannel {
         }
         Ok(())
     }
+}
+
+/// Returns the size of the payload that follows a reply's header.
+fn check_reply(code: u32, header: [[u8; 4]; 3]) -> Result<u32, RawError> {
+    let [got, flags, size] = header.map(u32::from_ne_bytes);
+    if got != code || flags & !NEED_REPLY != VERSION | REPLY {
+        return Err(RawError::NotTheReply { code, got, flags });
+    }
+    Ok(size)
 }
 
 #[cfg(test)]

@@ -2,12 +2,17 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use base::Event;
 
 use super::*;
 use crate::control::MemoryRegion;
+use crate::control::RegionSource;
+use crate::exit::Exit;
+use crate::shmem_config::ShmemConfigError;
+use crate::shmem_config::ShmemRegion;
 use crate::testing::Script;
 use crate::testing::Seen;
 use crate::testing::file;
@@ -48,6 +53,13 @@ fn activation(queues: Vec<QueueSetup>) -> Activation {
         }],
         queues,
     }
+}
+
+/// Takes the calls out, as the main thread does.
+fn with_calls(mut activation: Activation) -> (Activation, Vec<Call>) {
+    let take = |queue: &mut QueueSetup| Some((queue.index, Arc::new(queue.call.take()?)));
+    let calls = activation.queues.iter_mut().filter_map(take).collect();
+    (activation, calls)
 }
 
 #[test]
@@ -259,7 +271,8 @@ fn write_config_that_is_nacked_is_an_error_and_not_fatal() {
 fn activate_sends_memory_and_queues_in_the_order_of_real_frontends() {
     let (mut frontend, backend) = connected(Script::default());
     frontend.connect(&ConnectOptions::default()).unwrap();
-    frontend.activate(&activation(vec![queue(1)])).unwrap();
+    let (activation, calls) = with_calls(activation(vec![queue(1)]));
+    frontend.activate(&activation, &calls).unwrap();
     drop(frontend);
     let seen = backend.join().unwrap();
     let sent = &seen[6..];
@@ -281,7 +294,7 @@ fn activate_sends_memory_and_queues_in_the_order_of_real_frontends() {
 fn activate_without_queues_or_memory_sends_nothing() {
     let (mut frontend, backend) = connected(Script::default());
     frontend.connect(&ConnectOptions::default()).unwrap();
-    frontend.activate(&Activation::default()).unwrap();
+    frontend.activate(&Activation::default(), &[]).unwrap();
     assert_eq!(codes(frontend, backend), [3, 1, 15, 16, 17, 44]);
 }
 
@@ -293,10 +306,13 @@ fn activate_with_packed_rings_is_refused() {
     });
     frontend.connect(&ConnectOptions::default()).unwrap();
     let error = frontend
-        .activate(&Activation {
-            features: VIRTIO_F_RING_PACKED,
-            ..Activation::default()
-        })
+        .activate(
+            &Activation {
+                features: VIRTIO_F_RING_PACKED,
+                ..Activation::default()
+            },
+            &[],
+        )
         .unwrap_err();
     assert!(matches!(
         error,
@@ -319,14 +335,14 @@ fn activate_with_impossible_queues_is_refused_and_not_sent() {
         ..queue(0)
     };
     for queues in [vec![odd], vec![far], vec![queue(0), queue(0)]] {
-        let error = frontend.activate(&activation(queues)).unwrap_err();
+        let error = frontend.activate(&activation(queues), &[]).unwrap_err();
         assert!(matches!(error, Error::Queue { .. }), "{error}");
     }
     let no_memory = Activation {
         queues: vec![queue(0)],
         ..Activation::default()
     };
-    let error = frontend.activate(&no_memory).unwrap_err();
+    let error = frontend.activate(&no_memory, &[]).unwrap_err();
     assert!(matches!(error, Error::MemoryRegions { count: 0, .. }));
     assert_eq!(codes(frontend, backend), [3, 1, 15, 16, 17, 44]);
 }
@@ -338,7 +354,9 @@ fn activate_that_fails_half_way_stops_what_ran() {
         ..Script::default()
     });
     frontend.connect(&ConnectOptions::default()).unwrap();
-    let error = frontend.activate(&activation(vec![queue(0)])).unwrap_err();
+    let error = frontend
+        .activate(&activation(vec![queue(0)]), &[])
+        .unwrap_err();
     assert!(matches!(
         error,
         Error::Vhost {
@@ -354,7 +372,7 @@ fn deactivate_returns_where_each_queue_stands() {
     let (mut frontend, backend) = connected(Script::default());
     frontend.connect(&ConnectOptions::default()).unwrap();
     let activation = activation(vec![queue(0), queue(1)]);
-    frontend.activate(&activation).unwrap();
+    frontend.activate(&activation, &[]).unwrap();
     let base = |index| VringBase { index, base: 7 };
     assert_eq!(frontend.deactivate().unwrap(), [base(0), base(1)]);
     assert_eq!(frontend.deactivate().unwrap(), []);
@@ -365,7 +383,7 @@ fn deactivate_returns_where_each_queue_stands() {
 fn reset_with_the_feature_is_one_message() {
     let (mut frontend, backend) = connected(Script::default());
     frontend.connect(&ConnectOptions::default()).unwrap();
-    frontend.activate(&activation(vec![queue(0)])).unwrap();
+    frontend.activate(&activation(vec![queue(0)]), &[]).unwrap();
     frontend.reset().unwrap();
     assert_eq!(frontend.deactivate().unwrap(), []);
     assert_eq!(codes(frontend, backend)[14..], [34]);
@@ -378,7 +396,7 @@ fn reset_without_the_feature_stops_ring_by_ring() {
         ..Script::default()
     });
     frontend.connect(&ConnectOptions::default()).unwrap();
-    frontend.activate(&activation(vec![queue(0)])).unwrap();
+    frontend.activate(&activation(vec![queue(0)]), &[]).unwrap();
     frontend.reset().unwrap();
     assert_eq!(codes(frontend, backend)[14..], [18, 11]);
 }
@@ -390,7 +408,7 @@ fn status_follows_the_device_where_it_was_negotiated() {
         ..Script::default()
     });
     frontend.connect(&ConnectOptions::default()).unwrap();
-    frontend.activate(&activation(vec![queue(0)])).unwrap();
+    frontend.activate(&activation(vec![queue(0)]), &[]).unwrap();
     frontend.reset().unwrap();
     drop(frontend);
     let seen = backend.join().unwrap();

@@ -9,16 +9,20 @@ use base::WorkerThread;
 use remain::sorted;
 use thiserror::Error;
 use vm_control::Generation;
+use vmm_vhost::Negotiated;
 use vmm_vhost::RequestChannel;
 
+use super::Call;
 use super::Worker;
 use super::WorkerExit;
 use crate::control::WorkerStats;
 
 /// What the main thread can ask for.
 pub(super) enum Action {
-    /// Serve this channel, in the place of the one before.
-    Open(Box<RequestChannel>),
+    /// Serve this channel, in the place of the one before; doorbells go into the region of this id.
+    Open(Box<RequestChannel>, Option<u8>),
+    /// The driver has acknowledged features, and these are its queues' calls.
+    Activate(Negotiated, Vec<Call>),
     /// The driver is ready (or no longer): config changes are delivered (or remembered).
     SetActive(bool),
     /// Answer every map and unmap request with ECANCELED.
@@ -92,10 +96,30 @@ impl WorkerHandle {
 
     /// Lets the worker serve `channel`; one that is open is closed, and its mappings go.
     ///
+    /// Doorbells of queues are mapped into the service's region `notifier_region`.
+    ///
     /// # Errors
     /// [`CommandError`]; the channel is closed then.
-    pub fn open(&self, channel: RequestChannel) -> Result<(), CommandError> {
-        self.command(Action::Open(Box::new(channel))).map(drop)
+    pub fn open(
+        &self,
+        channel: RequestChannel,
+        notifier_region: Option<u8>,
+    ) -> Result<(), CommandError> {
+        self.command(Action::Open(Box::new(channel), notifier_region))
+            .map(drop)
+    }
+
+    /// Tells what is in force from now on, and which eventfds stand for the calls of queues. To be followed by
+    /// [`Self::set_active`] once the backend has its queues.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub(crate) fn activate(
+        &self,
+        negotiated: Negotiated,
+        calls: Vec<Call>,
+    ) -> Result<(), CommandError> {
+        self.command(Action::Activate(negotiated, calls)).map(drop)
     }
 
     /// Says whether the driver is ready. A config change that was remembered is delivered with `true`.

@@ -20,6 +20,7 @@ pub(super) struct EventSender {
     limit: RateLimit,
     open: bool,
     config_changed: bool,
+    vring_error: Option<u32>,
     refused: Option<RefusedRequest>,
     suppressed: u64,
     closed: Option<ChannelClosed>,
@@ -33,6 +34,7 @@ impl EventSender {
             limit,
             open: true,
             config_changed: false,
+            vring_error: None,
             refused: None,
             suppressed: 0,
             closed: None,
@@ -41,6 +43,11 @@ impl EventSender {
 
     pub(super) fn config_changed(&mut self) {
         self.config_changed = true;
+        self.flush();
+    }
+
+    pub(super) fn vring_error(&mut self, index: u32) {
+        self.vring_error = Some(index);
         self.flush();
     }
 
@@ -66,6 +73,11 @@ impl EventSender {
         if self.config_changed && self.try_send(&DeviceEvent::ConfigChanged) {
             self.config_changed = false;
         }
+        if let Some(index) = self.vring_error
+            && self.try_send(&DeviceEvent::VringError { index })
+        {
+            self.vring_error = None;
+        }
         if let Some(refused) = self.refused {
             let event = DeviceEvent::RequestRefused {
                 refused,
@@ -88,7 +100,11 @@ impl EventSender {
 
     /// Whether there is something to send once there is room.
     pub(super) fn wants_write(&self) -> bool {
-        self.open && (self.config_changed || self.refused.is_some() || self.closed.is_some())
+        let something = self.config_changed
+            || self.vring_error.is_some()
+            || self.refused.is_some()
+            || self.closed.is_some();
+        self.open && something
     }
 
     /// Returns true if the event needs no further attempt.

@@ -17,7 +17,7 @@ use super::Waiting;
 use super::What;
 use super::Worker;
 use super::WorkerExit;
-use super::place;
+use super::requests::place;
 use crate::control::ChannelClosed;
 use crate::control::RefusedRequest;
 
@@ -49,6 +49,7 @@ impl Worker {
                 match waiting.what {
                     What::Map => self.stats.maps += 1,
                     What::Unmap => self.stats.unmaps += 1,
+                    What::Notifier { bit } => self.notifiers |= bit,
                     What::UnregisterAll => {}
                 }
                 if let Some(ticket) = ticket {
@@ -191,6 +192,7 @@ impl Worker {
             return Ok(());
         };
         self.unregister_all = true;
+        self.notifiers = 0;
         self.settle();
         if self.channel_interest.take().is_some() {
             self.wait.delete(&channel)?;

@@ -1,5 +1,7 @@
 //! The worker on a thread of the test, without a jail: a backend by hand at one end, the mapping service at the other.
 
+mod messages;
+
 use std::io::Read;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -10,7 +12,9 @@ use base::EventWaitResult;
 use base::Tube;
 use vm_control::RequestBatch;
 use vm_control::ResponseBatch;
+use vm_control::VmMemoryRequest;
 use vm_control::VmMemoryResponse;
+use vm_control::VmMemorySource;
 use vmm_vhost::ChannelConfig;
 use vmm_vhost::Negotiated;
 use vmm_vhost::Peer;
@@ -37,6 +41,9 @@ const CONFIG_CHANGE: u32 = 2;
 
 const PAGE: u64 = 4096;
 
+/// The region in which the VMM wants doorbells.
+const NOTIFIERS: u8 = 200;
+
 /// A worker, and the ends of everything that it works with.
 struct Bench {
     worker: WorkerHandle,
@@ -44,7 +51,22 @@ struct Bench {
     events: Tube,
     interrupt: Event,
     main_channel: UnixStream,
+    hooks: Tube,
     exits: mpsc::Receiver<WorkerExit>,
+}
+
+/// Everything that can be negotiated.
+fn negotiated() -> Negotiated {
+    Negotiated {
+        virtio_features: 1 << 33,
+        protocol_features: ProtocolFeatures::REPLY_ACK
+            | ProtocolFeatures::CONFIG
+            | ProtocolFeatures::HOST_NOTIFIER
+            | ProtocolFeatures::INBAND_NOTIFICATIONS
+            | ProtocolFeatures::SHARED_OBJECT
+            | ProtocolFeatures::SHMEM,
+        legacy_shmem: false,
+    }
 }
 
 impl Bench {
@@ -55,16 +77,20 @@ impl Bench {
 
     fn with_memory(memory: Tube, workers: Tube) -> Self {
         let (events, their_events) = Tube::pair().unwrap();
+        let (hooks, their_hooks) = Tube::pair().unwrap();
         let (main_channel, backend) = UnixStream::pair().unwrap();
         let interrupt = Event::new().unwrap();
         memory.set_recv_timeout(Some(TIMEOUT)).unwrap();
         events.set_recv_timeout(Some(TIMEOUT)).unwrap();
+        hooks.set_recv_timeout(Some(TIMEOUT)).unwrap();
+        backend.set_read_timeout(Some(TIMEOUT)).unwrap();
         let worker = Worker::new(WorkerConfig {
             memory: workers,
             generation: Generation::default(),
             events: PacketTube::new(their_events),
             interrupt: interrupt.try_clone().unwrap(),
             main_channel: SafeDescriptor::from(main_channel),
+            hooks: Some(PacketTube::new(their_hooks)),
         })
         .unwrap();
         let (exit, exits) = mpsc::channel();
@@ -78,6 +104,7 @@ impl Bench {
             events,
             interrupt,
             main_channel: backend,
+            hooks,
             exits,
         }
     }
@@ -89,19 +116,13 @@ impl Bench {
         let channel = RequestChannel::new(
             SafeDescriptor::from(ours),
             ChannelConfig {
-                negotiated: Negotiated {
-                    virtio_features: 0,
-                    protocol_features: ProtocolFeatures::REPLY_ACK
-                        | ProtocolFeatures::CONFIG
-                        | ProtocolFeatures::SHMEM,
-                    legacy_shmem: false,
-                },
+                negotiated: negotiated(),
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::Remote,
             },
         )
         .unwrap();
-        self.worker.open(channel).unwrap();
+        self.worker.open(channel, Some(NOTIFIERS)).unwrap();
         theirs
     }
 

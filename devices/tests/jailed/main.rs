@@ -8,9 +8,9 @@ mod confined;
 mod life;
 mod requests;
 mod runner;
-#[expect(dead_code, reason = "shared with the unit tests, which use all of it")]
 #[path = "../../src/testing.rs"]
 mod testing;
+mod whole;
 
 use std::env;
 use std::io;
@@ -39,6 +39,6 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     runner::main(
         &arguments,
-        &[requests::TESTS, life::TESTS, confined::TESTS].concat(),
+        &[requests::TESTS, life::TESTS, confined::TESTS, whole::TESTS].concat(),
     )
 }
