@@ -156,7 +156,7 @@ fn text(event: &Event) -> String {
         Event::Refused { .. } => refused(event),
         Event::ConfigChanged { device } => format!("{device}: configuration changed"),
         Event::ChannelClosed { device, reason } => {
-            format!("{device}: request channel closed: {reason}")
+            format!("{device}: request channel closed: {}", printable(reason))
         }
         Event::Hole {
             region,
@@ -164,11 +164,13 @@ fn text(event: &Event) -> String {
             len,
             write,
             reason,
+            suppressed,
         } => format!(
-            "{}: guest {} of {} at {offset:#x}: {reason}",
+            "{}: guest {} of {} at {offset:#x}: {reason}{}",
             region.as_deref().unwrap_or("no region"),
             if *write { "write" } else { "read" },
             Size(*len),
+            more(*suppressed),
         ),
         Event::Reset {
             device,
@@ -184,10 +186,14 @@ fn text(event: &Event) -> String {
             how,
             dropped,
             ..
-        } => format!("{device}: {how}; {} dropped", count(*dropped, "mapping")),
+        } => format!(
+            "{device}: {}; {} dropped",
+            printable(how),
+            count(*dropped, "mapping")
+        ),
         Event::Restarting { device, restarts } => format!("{device}: restart {restarts}"),
         Event::Missed { count: missed } => format!("{missed} more events, not printed in time"),
-        Event::Stopped { reason } => format!("stopped: {reason}"),
+        Event::Stopped { reason } => format!("stopped: {}", printable(reason)),
     };
     text.push('\n');
     text
@@ -279,10 +285,16 @@ fn refused(event: &Event) -> String {
         "{device}: refused {request} of {} at {offset:#x} in region {shmid}: {errno}",
         Size(*len)
     );
-    if *suppressed > 0 {
-        let _ = write!(text, " (and {suppressed} more)");
-    }
+    text.push_str(&more(*suppressed));
     text
+}
+
+/// How many were not told.
+fn more(suppressed: u64) -> String {
+    match suppressed {
+        0 => String::new(),
+        _ => format!(" (and {suppressed} more)"),
+    }
 }
 
 /// The names of the set bits, in parentheses.

@@ -6,14 +6,14 @@ use vm_control::Generation;
 use vm_control::MappingKind;
 
 use super::device;
+use super::device_state::errno_name;
+use super::device_state::refused_report;
 use super::events::Event;
 use super::host::seen_by;
 use super::machine::FaultKind;
 use super::machine::GuestFault;
 use super::main_loop::Returned;
 use super::main_loop::Vmm;
-use super::supervisor::errno_name;
-use super::supervisor::refused_report;
 use crate::cli::size::Size;
 use crate::control::message::DeviceState;
 use crate::control::message::MAX_TRANSFER;
@@ -71,6 +71,14 @@ impl Vmm<'_> {
                 self.answer(client, Ok(StopReport { pid }));
                 self.end("ctl");
             }
+        }
+    }
+
+    /// Carries out what had to wait for the device process.
+    pub(super) fn serve_waiting(&mut self) {
+        let is_out = self.device.state == DeviceState::Serving && self.device.process.is_none();
+        if !is_out && let Some((client, request)) = self.waiting.pop_front() {
+            self.request(client, request);
         }
     }
 
@@ -290,8 +298,9 @@ impl Vmm<'_> {
             return self.answer::<ResetReport>(client, Err(refusal));
         };
         let Some(process) = self.device.process.take() else {
-            let refusal = Refusal::new("the device process is busy").advise("try again");
-            return self.answer::<ResetReport>(client, Err(refusal));
+            // Another client's call has it, and gives it back soon.
+            self.waiting.push_back((client, Request::Reset));
+            return;
         };
         self.device.state = DeviceState::Resetting;
         let dropped = self.host.mappings().len() as u64;

@@ -109,6 +109,8 @@ pub enum Event {
         write: bool,
         /// Why: `missing`, `read-only` or `no memory`.
         reason: String,
+        /// How many more there were since the last event of this kind, and not told.
+        suppressed: u64,
     },
     /// The device was reset.
     Reset {
@@ -149,7 +151,7 @@ pub enum Event {
     },
     /// The VMM has cleaned up and ends; always the last event.
     Stopped {
-        /// `SIGINT`, `SIGTERM`, `ctl`, or `once`.
+        /// `SIGINT`, `SIGTERM`, `ctl`, `once`, or what failed.
         reason: String,
     },
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use base::Event as Signal;
+use base::RateLimit;
 
 use super::events::Event;
 use super::machine::FaultKind;
@@ -21,6 +23,7 @@ pub(super) struct Holes {
     sender: SyncSender<GuestFault>,
     queue: Receiver<GuestFault>,
     ready: Arc<Signal>,
+    limit: RateLimit,
 }
 
 impl Holes {
@@ -34,6 +37,7 @@ impl Holes {
             sender,
             queue,
             ready: Arc::new(Signal::new()?),
+            limit: RateLimit::new(20, Duration::from_millis(200)),
         })
     }
 
@@ -55,13 +59,19 @@ impl Holes {
     }
 
     /// Takes everything there is to tell.
-    pub(super) fn take(&self) -> Vec<Event> {
+    pub(super) fn take(&mut self) -> Vec<Event> {
         let _ = self.ready.reset();
-        self.queue.try_iter().map(|fault| event(&fault)).collect()
+        let mut events = Vec::new();
+        for fault in self.queue.try_iter() {
+            if let Some(suppressed) = self.limit.permit() {
+                events.push(event(&fault, suppressed));
+            }
+        }
+        events
     }
 }
 
-fn event(fault: &GuestFault) -> Event {
+fn event(fault: &GuestFault, suppressed: u64) -> Event {
     Event::Hole {
         region: fault.place.as_ref().map(|place| place.name.clone()),
         offset: fault
@@ -76,5 +86,6 @@ fn event(fault: &GuestFault) -> Event {
             FaultKind::NoMemory => "no memory",
         }
         .to_owned(),
+        suppressed,
     }
 }

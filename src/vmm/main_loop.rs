@@ -3,6 +3,7 @@
 //! Nothing in it waits for anybody but the kernel. Calls on the device process and reads of guest memory, which can wait
 //! for a backend, run [aside](super::aside).
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 
@@ -20,12 +21,12 @@ use super::clients::Accessed;
 use super::config::Config;
 use super::device;
 use super::device::Death;
+use super::device_state::Device;
 use super::events::Event;
 use super::events::Observer;
 use super::holes::Holes;
 use super::host;
 use super::host::Host;
-use super::supervisor::Device;
 use crate::control::message::Refusal;
 use crate::control::message::Request;
 use crate::control::server::BindError;
@@ -129,6 +130,8 @@ pub(super) struct Vmm<'a> {
     pub(super) accesses: Aside<Accessed>,
     pub(super) wait: WaitContext<Token>,
     pub(super) ending: Option<Ending>,
+    /// Requests of clients that wait until a call gives the device process back; one a client.
+    pub(super) waiting: VecDeque<(ClientId, Request)>,
     control: Option<Server>,
     /// Clients that may have sent their next request along with the one just answered.
     revisit: Vec<ClientId>,
@@ -210,6 +213,7 @@ impl<'a> Vmm<'a> {
             accesses,
             wait,
             ending: None,
+            waiting: VecDeque::new(),
             control,
             revisit: Vec::new(),
             is_deaf: false,

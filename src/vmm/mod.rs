@@ -5,6 +5,7 @@ mod backend_socket;
 mod clients;
 pub mod config;
 mod device;
+mod device_state;
 pub mod events;
 mod holes;
 pub mod host;

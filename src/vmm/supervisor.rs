@@ -1,33 +1,32 @@
 //! The life of the VMM's device, as the main loop steers it: socket, process, regions, channel, end, and the next life.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use base::Event as InterruptEvent;
 use base::EventType;
 use devices::control::BackendInfo;
-use devices::control::ChannelClosed;
 use devices::control::ConnectOptions;
 use devices::control::DeviceEvent;
-use devices::control::RefusedRequest;
 use devices::control::RegionSource;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
 use rustix::process::PidfdFlags;
 use rustix::process::Signal;
-use vm_control::DeviceId;
-use vmm_vhost::message::RequestCode;
 
 use super::backend_socket::Attempt;
 use super::backend_socket::BackendSocket;
 use super::config::Restart;
 use super::device;
 use super::device::Death;
+use super::device_state::Backend;
+use super::device_state::Watch;
+use super::device_state::closed_words;
+use super::device_state::refused_report;
 use super::events::Event;
-use super::host::Region;
 use super::main_loop::Ending;
 use super::main_loop::Error;
 use super::main_loop::Returned;
@@ -35,54 +34,15 @@ use super::main_loop::Token;
 use super::main_loop::Vmm;
 use super::proof::Proof;
 use crate::control::message::DeviceState;
-use crate::control::message::RefusedReport;
-use crate::control::message::RegionReport;
 
-/// A device that lived shorter than this is not started again at once.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// The pause before the next life after a short one.
 const PAUSE: Duration = Duration::from_millis(25);
+/// The pause where there was no life at all, or can be none as things are.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// How many events of the device process are taken before others have their turn.
+const EVENTS_A_TURN: usize = 32;
 /// How long the end of the VMM waits for a call that has lost its process.
 const LAST_CALL: Duration = Duration::from_secs(5);
-
-/// The VMM's device.
-#[derive(Default)]
-pub(super) struct Device {
-    pub(super) state: DeviceState,
-    /// The socket while it is not connected yet.
-    socket: Option<BackendSocket>,
-    /// The device's name at the mapping service.
-    pub(super) id: Option<DeviceId>,
-    /// The process while no call has it.
-    pub(super) process: Option<DeviceProcess>,
-    /// The process as the kernel shows it, whoever has it.
-    pub(super) watch: Option<Watch>,
-    pub(super) backend: Option<Backend>,
-    info: Option<BackendInfo>,
-    pub(super) regions: Vec<Region>,
-    /// How the last life ended.
-    pub(super) ended: Option<String>,
-    pub(super) restarts: u32,
-    pub(super) last_refused: Option<RefusedReport>,
-    interrupt: Option<InterruptEvent>,
-    born: Option<Instant>,
-}
-
-/// What is watched of a live device process.
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) pid: u32,
-    pidfd: OwnedFd,
-    events: OwnedFd,
-}
-
-/// The process that listened on the backend's socket.
-#[derive(Debug)]
-pub(super) struct Backend {
-    pub(super) pid: u32,
-    /// Watched as long as it is open.
-    _pidfd: OwnedFd,
-}
 
 impl Vmm<'_> {
     /// Starts the device's first life.
@@ -94,29 +54,44 @@ impl Vmm<'_> {
         self.connect_backend();
     }
 
-    /// Starts the device's next life, after a pause where the last one was short.
-    fn begin_again(&mut self) {
-        let was_short = self
-            .device
-            .born
-            .is_none_or(|born| born.elapsed() < SHORT_LIFE);
+    /// Starts the device's next life, after a pause where one is due.
+    fn begin_again(&mut self, was_alive: bool) {
+        let pause = match (was_alive, self.device.had_short_life()) {
+            (false, _) => Some(LONG_PAUSE),
+            (true, true) => Some(PAUSE),
+            (true, false) => None,
+        };
         self.device.restarts += 1;
         self.observer.event(Event::Restarting {
             device: self.config.device.name.clone(),
             restarts: self.device.restarts,
         });
         if let Err(error) = self.prepare_socket() {
-            self.fail(Error::Loop(error));
-            return;
+            return self.fail(Error::Loop(error));
         }
-        match &mut self.device.socket {
-            Some(socket) if was_short => {
-                self.device.state = DeviceState::Waiting;
-                if let Err(error) = socket.rest(PAUSE) {
-                    self.fail(Error::Loop(error));
-                }
-            }
-            _ => self.connect_backend(),
+        match pause {
+            Some(pause) => self.rest(pause),
+            None => self.connect_backend(),
+        }
+    }
+
+    /// Tells that the device waits, unless that is known.
+    fn now_waiting(&mut self) {
+        if self.device.state != DeviceState::Waiting {
+            self.device.state = DeviceState::Waiting;
+            self.observer.event(Event::Waiting {
+                backend: self.config.backend.clone(),
+            });
+        }
+    }
+
+    /// Lets the device wait before the next attempt to connect.
+    fn rest(&mut self, pause: Duration) {
+        self.now_waiting();
+        if let Some(socket) = &mut self.device.socket
+            && let Err(error) = socket.rest(pause)
+        {
+            self.fail(Error::Loop(error));
         }
     }
 
@@ -152,7 +127,7 @@ impl Vmm<'_> {
                 // Both descriptors leave the wait context as they are closed.
                 self.device.socket = None;
                 if let Err(error) = self.backend_connected(stream) {
-                    self.fail(error);
+                    self.died(Death::unborn(device::words(&error)));
                 }
             }
             Ok(Attempt::NotYet(source)) if is_first && !self.config.wait => {
@@ -161,24 +136,23 @@ impl Vmm<'_> {
                     source,
                 });
             }
-            Ok(Attempt::NotYet(_)) => {
-                if self.device.state != DeviceState::Waiting {
-                    self.device.state = DeviceState::Waiting;
-                    self.observer.event(Event::Waiting {
-                        backend: self.config.backend.clone(),
-                    });
-                }
-            }
-            Err(source) => self.fail(Error::Backend {
+            Ok(Attempt::NotYet(_)) => self.now_waiting(),
+            Err(source) if self.device.restarts == 0 => self.fail(Error::Backend {
                 path: self.config.backend.clone(),
                 source,
             }),
+            Err(error) => {
+                tracing::warn!(
+                    "cannot connect to {}: {error}",
+                    self.config.backend.display()
+                );
+                self.rest(LONG_PAUSE);
+            }
         }
     }
 
     fn backend_connected(&mut self, stream: UnixStream) -> Result<(), Error> {
-        self.device.state = DeviceState::Starting;
-        self.device.born = Some(Instant::now());
+        self.device.bear();
         self.watch_backend(&stream)?;
         self.observer.event(Event::Connected {
             backend: self.config.backend.clone(),
@@ -256,6 +230,8 @@ impl Vmm<'_> {
                     self.report(client, &request, stats.as_ref());
                 }
             }
+            // With the process back, or gone for good, clients that waited for it have their turn.
+            self.serve_waiting();
         }
     }
 
@@ -305,7 +281,7 @@ impl Vmm<'_> {
             Ok((process, value)) => {
                 self.device.process = Some(process);
                 // It may have told something, or ended, while the call was out.
-                self.device_events();
+                self.device.heed_events(&self.wait, EventType::Read);
                 self.device_ended();
                 self.device.process.is_some().then_some(value)
             }
@@ -321,9 +297,7 @@ impl Vmm<'_> {
         match self.keep(result)? {
             Ok(value) => Some(value),
             Err(reason) => {
-                if let Some(process) = self.device.process.take() {
-                    self.died(device::end(process, &reason));
-                }
+                self.end_process(&reason);
                 None
             }
         }
@@ -354,31 +328,47 @@ impl Vmm<'_> {
             self.device.heed_events(&self.wait, EventType::None);
             return;
         };
-        let mut events = Vec::new();
-        let interest = loop {
+        let mut events = ArrayVec::<_, EVENTS_A_TURN>::new();
+        let mut interest = EventType::Read;
+        while !events.is_full() {
             match process.try_event() {
                 Ok(Some(event)) => events.push(event),
-                Ok(None) => break EventType::Read,
-                // The process is ending; its pidfd tells how.
-                Err(_) => break EventType::None,
+                Ok(None) => break,
+                Err(_) => {
+                    // The process is ending; its pidfd tells how.
+                    interest = EventType::None;
+                    break;
+                }
             }
-        };
+        }
         self.device.heed_events(&self.wait, interest);
         for event in events {
+            if !self.device.may_read() {
+                return self.end_process("it floods its event tube");
+            }
             self.device_event(event);
+        }
+    }
+
+    /// Ends the device process for a reason, if no call has it.
+    fn end_process(&mut self, reason: &str) {
+        if let Some(process) = self.device.process.take() {
+            self.died(device::end(process, reason));
         }
     }
 
     fn device_event(&mut self, event: DeviceEvent) {
         let device = self.config.device.name.clone();
         match event {
-            DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
             DeviceEvent::RequestRefused {
                 refused,
                 suppressed,
             } => {
                 let report = refused_report(&refused);
                 self.device.last_refused = Some(report.clone());
+                let Some(untold) = self.device.may_tell() else {
+                    return;
+                };
                 self.observer.event(Event::Refused {
                     device,
                     request: report.request,
@@ -386,9 +376,12 @@ impl Vmm<'_> {
                     offset: report.offset,
                     len: report.len,
                     errno: report.errno,
-                    suppressed,
+                    suppressed: suppressed.saturating_add(untold),
                 });
             }
+            DeviceEvent::ConfigChanged | DeviceEvent::ChannelClosed { .. }
+                if self.device.may_tell().is_none() => {}
+            DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
             DeviceEvent::ChannelClosed { reason } => self.observer.event(Event::ChannelClosed {
                 device,
                 reason: closed_words(&reason),
@@ -435,13 +428,13 @@ impl Vmm<'_> {
             dropped,
         });
         self.device.state = DeviceState::Ended;
-        let never_lived = pid.is_none() && self.device.ended.is_none();
+        let never_lived = pid.is_none() && self.device.restarts == 0;
         self.device.ended = Some(how.clone());
         if self.ending.is_some() {
             return;
         }
         if self.config.restart == Restart::OnFailure && !never_lived {
-            self.begin_again();
+            self.begin_again(pid.is_some());
         } else if self.config.once && is_orderly {
             self.end("once");
         } else if self.config.once || never_lived {
@@ -487,84 +480,16 @@ impl Vmm<'_> {
             self.clean_up();
         }
         match self.ending.take() {
-            Some(Ending::Failed(error)) => Err(error),
+            Some(Ending::Failed(error)) => {
+                let reason = device::words(&error);
+                self.observer.event(Event::Stopped { reason });
+                Err(error)
+            }
             Some(Ending::Asked(reason)) => {
                 self.observer.event(Event::Stopped { reason });
                 Ok(())
             }
             None => Ok(()),
         }
-    }
-}
-
-impl Watch {
-    fn new(process: &DeviceProcess) -> io::Result<Self> {
-        Ok(Self {
-            pid: process.pid(),
-            pidfd: process.pidfd().try_clone_to_owned()?,
-            events: process.events().try_clone_to_owned()?,
-        })
-    }
-}
-
-impl Device {
-    /// The regions as the outputs show them.
-    pub(super) fn region_reports(&self) -> Vec<RegionReport> {
-        self.regions.iter().map(Region::report).collect()
-    }
-
-    /// Watches, or does not watch, what the process has to tell.
-    fn heed_events(&self, wait: &base::WaitContext<Token>, interest: EventType) {
-        if let Some(watch) = &self.watch {
-            // It fails only if the descriptor is not watched at all.
-            let _ = wait.modify(&watch.events, interest, Token::DeviceEvent);
-        }
-    }
-
-    /// Forgets everything that belongs to a life that is over.
-    fn forget_life(&mut self, wait: &base::WaitContext<Token>) {
-        if let Some(watch) = self.watch.take() {
-            // They have duplicates, so closing them does not take them out of the wait context.
-            let _ = wait.delete(&watch.pidfd);
-            let _ = wait.delete(&watch.events);
-        }
-        self.process = None;
-        self.regions.clear();
-        self.info = None;
-        self.interrupt = None;
-        self.backend = None;
-    }
-}
-
-/// A refused request as the outputs show it.
-pub(super) fn refused_report(refused: &RefusedRequest) -> RefusedReport {
-    RefusedReport {
-        request: request_name(refused.code),
-        shmid: refused.shmid,
-        offset: refused.offset,
-        len: refused.len,
-        errno: errno_name(refused.errno),
-    }
-}
-
-/// The name of a request by the specification, or its code.
-fn request_name(code: u32) -> String {
-    let code = RequestCode(code);
-    code.name().map_or_else(|| code.to_string(), str::to_owned)
-}
-
-/// The name of an errno, or its number where it has none.
-pub(super) fn errno_name(errno: base::Error) -> String {
-    errno
-        .name()
-        .map_or_else(|| format!("errno {}", errno.errno()), str::to_owned)
-}
-
-/// Why a request channel ended, in words.
-fn closed_words(reason: &ChannelClosed) -> String {
-    match reason {
-        ChannelClosed::ByBackend => "the backend closed it".to_owned(),
-        ChannelClosed::BrokenFraming { detail } => format!("broken framing: {detail}"),
-        ChannelClosed::Failed { errno } => format!("it failed: {errno}"),
     }
 }

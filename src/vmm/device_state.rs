@@ -1,0 +1,178 @@
+//! What the main loop knows of its device, and how it is shown.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use std::time::Instant;
+
+use base::Event as InterruptEvent;
+use base::EventType;
+use base::RateLimit;
+use base::WaitContext;
+use devices::control::BackendInfo;
+use devices::control::ChannelClosed;
+use devices::control::RefusedRequest;
+use devices::device_process::DeviceProcess;
+use vm_control::DeviceId;
+use vmm_vhost::message::RequestCode;
+
+use super::backend_socket::BackendSocket;
+use super::host::Region;
+use super::main_loop::Token;
+use crate::control::message::DeviceState;
+use crate::control::message::RefusedReport;
+use crate::control::message::RegionReport;
+
+/// A device that lived shorter than this is not started again at once.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// The VMM's device.
+#[derive(Default)]
+pub(super) struct Device {
+    pub(super) state: DeviceState,
+    /// The socket while it is not connected yet.
+    pub(super) socket: Option<BackendSocket>,
+    /// The device's name at the mapping service.
+    pub(super) id: Option<DeviceId>,
+    /// The process while no call has it.
+    pub(super) process: Option<DeviceProcess>,
+    /// The process as the kernel shows it, whoever has it.
+    pub(super) watch: Option<Watch>,
+    pub(super) backend: Option<Backend>,
+    pub(super) info: Option<BackendInfo>,
+    pub(super) regions: Vec<Region>,
+    /// How the last life ended.
+    pub(super) ended: Option<String>,
+    pub(super) restarts: u32,
+    pub(super) last_refused: Option<RefusedReport>,
+    pub(super) interrupt: Option<InterruptEvent>,
+    born: Option<Instant>,
+    limits: Limits,
+}
+
+/// How much of what a device process tells is taken. A process that has been taken over tells without end.
+struct Limits {
+    /// What is read at all.
+    read: RateLimit,
+    /// What of it is told on.
+    told: RateLimit,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            read: RateLimit::new(1000, Duration::from_millis(1)),
+            told: RateLimit::new(20, Duration::from_millis(200)),
+        }
+    }
+}
+
+/// What is watched of a live device process.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) events: OwnedFd,
+}
+
+/// The process that listened on the backend's socket.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) pid: u32,
+    /// Watched as long as it is open.
+    pub(super) _pidfd: OwnedFd,
+}
+
+impl Watch {
+    pub(super) fn new(process: &DeviceProcess) -> io::Result<Self> {
+        Ok(Self {
+            pid: process.pid(),
+            pidfd: process.pidfd().try_clone_to_owned()?,
+            events: process.events().try_clone_to_owned()?,
+        })
+    }
+}
+
+impl Device {
+    /// The regions as the outputs show them.
+    pub(super) fn region_reports(&self) -> Vec<RegionReport> {
+        self.regions.iter().map(Region::report).collect()
+    }
+
+    /// A life begins.
+    pub(super) fn bear(&mut self) {
+        self.state = DeviceState::Starting;
+        self.born = Some(Instant::now());
+        self.limits = Limits::default();
+    }
+
+    /// Whether the last life was so short that the next one had better wait.
+    pub(super) fn had_short_life(&self) -> bool {
+        self.born.is_none_or(|born| born.elapsed() < SHORT_LIFE)
+    }
+
+    /// Whether one more event of the device process may be read; if not, it tells too much.
+    pub(super) fn may_read(&mut self) -> bool {
+        self.limits.read.permit().is_some()
+    }
+
+    /// Whether one more refused request may be told, and how many were not since the last one.
+    pub(super) fn may_tell(&mut self) -> Option<u64> {
+        self.limits.told.permit()
+    }
+
+    /// Watches, or does not watch, what the process has to tell.
+    pub(super) fn heed_events(&self, wait: &WaitContext<Token>, interest: EventType) {
+        if let Some(watch) = &self.watch {
+            // It fails only if the descriptor is not watched at all.
+            let _ = wait.modify(&watch.events, interest, Token::DeviceEvent);
+        }
+    }
+
+    /// Forgets everything that belongs to a life that is over.
+    pub(super) fn forget_life(&mut self, wait: &WaitContext<Token>) {
+        if let Some(watch) = self.watch.take() {
+            // They have duplicates, so closing them does not take them out of the wait context.
+            let _ = wait.delete(&watch.pidfd);
+            let _ = wait.delete(&watch.events);
+        }
+        self.process = None;
+        self.regions.clear();
+        self.info = None;
+        self.interrupt = None;
+        self.backend = None;
+    }
+}
+
+/// A refused request as the outputs show it.
+pub(super) fn refused_report(refused: &RefusedRequest) -> RefusedReport {
+    RefusedReport {
+        request: request_name(refused.code),
+        shmid: refused.shmid,
+        offset: refused.offset,
+        len: refused.len,
+        errno: errno_name(refused.errno),
+    }
+}
+
+/// The name of a request by the specification, or its code.
+fn request_name(code: u32) -> String {
+    let code = RequestCode(code);
+    code.name().map_or_else(|| code.to_string(), str::to_owned)
+}
+
+/// The name of an errno, or its number where it has none.
+pub(super) fn errno_name(errno: base::Error) -> String {
+    errno
+        .name()
+        .map_or_else(|| format!("errno {}", errno.errno()), str::to_owned)
+}
+
+/// Why a request channel ended, in words.
+pub(super) fn closed_words(reason: &ChannelClosed) -> String {
+    match reason {
+        ChannelClosed::ByBackend => "the backend closed it".to_owned(),
+        ChannelClosed::BrokenFraming { detail } => format!("broken framing: {detail}"),
+        ChannelClosed::Failed { errno } => format!("it failed: {errno}"),
+    }
+}
