@@ -30,6 +30,7 @@ use super::End;
 use super::ExitReport;
 use super::SpawnError;
 use super::Spawner;
+use super::forward::Forward;
 use crate::log_mode::MissingCall;
 use crate::log_mode::Supervisor;
 use crate::record::MAX_RECORD;
@@ -48,12 +49,32 @@ pub struct JailedChild {
     pid: Pid,
     pidfd: OwnedFd,
     report: OwnedFd,
-    supervisor: Option<Supervisor>,
+    helpers: Helpers,
     /// What the process has said since it was in its jail, the last words last.
     words: VecDeque<Record<'static>>,
     ended: Option<ExitReport>,
+}
+
+/// The threads that work for one process.
+#[derive(Debug)]
+pub(super) struct Helpers {
+    pub(super) supervisor: Option<Supervisor>,
+    pub(super) forward: Option<Forward>,
     /// Keeps the thread alive whose end would kill the process.
-    _spawner: Spawner,
+    #[expect(dead_code, reason = "is there in order to be dropped late")]
+    pub(super) spawner: Spawner,
+}
+
+impl Helpers {
+    /// Waits for what they have to say of a process that has ended.
+    fn finish(&mut self) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.finish();
+        }
+        if let Some(forward) = &self.forward {
+            forward.finish();
+        }
+    }
 }
 
 impl JailedChild {
@@ -62,8 +83,7 @@ impl JailedChild {
         name: &str,
         outer: Pid,
         report: OwnedFd,
-        supervisor: Option<Supervisor>,
-        spawner: Spawner,
+        mut helpers: Helpers,
     ) -> Result<Self, SpawnError> {
         let heard = Heard::listen(report.as_fd());
         let jailed = heard.jailed.filter(|pid| *pid != outer);
@@ -73,6 +93,7 @@ impl JailedChild {
             }
             kill_and_reap(jailed);
             let status = reap(outer);
+            helpers.finish();
             return Err(heard.outcome.into_error(name, &status));
         };
         if jailed.is_some() {
@@ -91,10 +112,9 @@ impl JailedChild {
             pid,
             pidfd,
             report,
-            supervisor,
+            helpers,
             words: heard.words,
             ended: None,
-            _spawner: spawner,
         })
     }
 
@@ -138,7 +158,8 @@ impl JailedChild {
 
     /// What the policy lacks so far, in log mode.
     pub fn missing(&self) -> Vec<MissingCall> {
-        self.supervisor
+        self.helpers
+            .supervisor
             .as_ref()
             .map(Supervisor::missing)
             .unwrap_or_default()
@@ -157,9 +178,7 @@ impl JailedChild {
     }
 
     fn end(&mut self, status: &WaitIdStatus) -> ExitReport {
-        if let Some(supervisor) = &mut self.supervisor {
-            supervisor.finish();
-        }
+        self.helpers.finish();
         while let Ok(Some(word)) = receive(self.report.as_fd()) {
             keep(&mut self.words, word);
         }

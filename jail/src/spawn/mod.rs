@@ -10,6 +10,7 @@
 
 mod child;
 mod exit_report;
+mod forward;
 mod process;
 
 use std::ffi::OsString;
@@ -30,6 +31,8 @@ use rustix::net::AddressFamily;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
 use rustix::net::socketpair;
+use rustix::pipe::PipeFlags;
+use rustix::pipe::pipe_with;
 
 pub use child::JailedChild;
 pub use exit_report::End;
@@ -39,6 +42,8 @@ pub use exit_report::ViolatingCall;
 use crate::log_mode::Supervisor;
 use crate::sandbox::SandboxLevel;
 use crate::violation::Violation;
+use child::Helpers;
+use forward::Forward;
 use process::Command;
 
 /// A process that could not be started.
@@ -110,7 +115,9 @@ pub enum Program<'a> {
 /// Where the process's standard error goes. Standard input and output are always `/dev/null`.
 #[derive(Clone, Copy, Debug)]
 pub enum Stderr<'a> {
-    /// To where this process's goes. It should be a pipe or a terminal: a jailed process writes no files (RLIMIT_FSIZE is 0).
+    /// To where this process's goes, line by line through a thread of this process, which cleans and limits what comes.
+    Forward,
+    /// To where this process's goes, as it comes. Nothing arrives there if it is a file: a jailed process writes none (RLIMIT_FSIZE is 0).
     Inherit,
     /// Nowhere.
     Null,
@@ -182,6 +189,14 @@ impl Spawner {
         let (report, theirs) = pair().map_err(descriptors)?;
         let mut command = Command::new(&request, theirs.as_fd()).map_err(descriptors)?;
         drop(theirs);
+        let forward = if let Stderr::Forward = request.stderr {
+            let flags = PipeFlags::CLOEXEC;
+            let (ours, theirs) = pipe_with(flags).map_err(|errno| descriptors(errno.into()))?;
+            command.set_stderr(theirs.as_fd()).map_err(descriptors)?;
+            Some(Forward::start(request.name, ours).map_err(SpawnError::Thread)?)
+        } else {
+            None
+        };
         let supervisor = if request.violation == Violation::Log {
             let (ours, theirs) = pair().map_err(descriptors)?;
             rustix::io::ioctl_fionbio(&ours, false).map_err(|errno| descriptors(errno.into()))?;
@@ -199,7 +214,12 @@ impl Spawner {
         let outer = self.run(move || command.spawn()).and_then(|spawned| {
             spawned.map_err(|source| SpawnError::Program { program, source })
         })?;
-        JailedChild::wait_for_jail(request.name, outer, report, supervisor, self.clone())
+        let helpers = Helpers {
+            supervisor,
+            forward,
+            spawner: self.clone(),
+        };
+        JailedChild::wait_for_jail(request.name, outer, report, helpers)
     }
 
     /// Runs `job` in the spawner's thread.

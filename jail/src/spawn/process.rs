@@ -52,7 +52,7 @@ impl Command {
             stderr: match request.stderr {
                 Stderr::Inherit => Some(duplicate(stderr())?),
                 Stderr::To(descriptor) => Some(duplicate(descriptor)?),
-                Stderr::Null => None,
+                Stderr::Forward | Stderr::Null => None,
             },
         };
         for (name, value) in request.environment {
@@ -72,6 +72,12 @@ impl Command {
         }
         command.pass("report", report)?;
         Ok(command)
+    }
+
+    /// Sends standard error to `descriptor`.
+    pub(super) fn set_stderr(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.stderr = Some(duplicate(descriptor)?);
+        Ok(())
     }
 
     pub(super) fn program(&self) -> &Path {

@@ -28,10 +28,16 @@ use crate::runner::Test;
 use crate::spawned::Jailed;
 use crate::spawned::TIMEOUT;
 
-pub(crate) const TESTS: &[Test] = &[(
-    "attempts::every_wall_stands_without_the_filter",
-    every_wall_stands_without_the_filter,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "attempts::every_wall_stands_without_the_filter",
+        every_wall_stands_without_the_filter,
+    ),
+    (
+        "attempts::every_attempt_ends_at_the_filter",
+        every_attempt_ends_at_the_filter,
+    ),
+];
 
 /// An abstract socket of the test, which only its network namespace knows.
 const ABSTRACT: &str = "portcullis-jail-test";
@@ -174,6 +180,36 @@ fn every_wall_stands_without_the_filter() {
     assert_eq!(lines, expected.collect::<Vec<_>>());
     assert_eq!(report.end, End::Exited { code: 0 });
     assert!(child.missing().len() > 10, "the calls went by the filter");
+}
+
+/// The jailed side: tries one thing, and ends with code 0 only if that went well.
+pub(crate) fn one(jail: Jail, filters: &Filters, name: &str) -> ExitCode {
+    let attempt = ATTEMPTS.iter().find(|(known, _, _)| *known == name);
+    let (_, attempt, _) = attempt.expect("the test knows its attempts");
+    jail.lock_down(filters)
+        .expect("the kernel takes the filters");
+    match attempt() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn every_attempt_ends_at_the_filter() {
+    for (name, _, _) in ATTEMPTS {
+        let jailed = Jailed {
+            more: &["--attempt", name],
+            ..Jailed::new("try-one")
+        };
+        let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
+        let end = child.wait().expect("it can be waited for").end;
+        // Memory is what a process may ask for; the limit refuses it.
+        let may_ask = *name == "use up all memory";
+        match end {
+            End::Violation { .. } if !may_ask => {}
+            End::Exited { code: 1 } if may_ask => {}
+            end => panic!("{name}: {end}"),
+        }
+    }
 }
 
 fn call(number: libc::c_long, arguments: &[i64]) -> io::Result<()> {

@@ -92,6 +92,9 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     if action == "try" {
         return attempts::main(jail, &filters, parent.expect("a socket to the parent"));
     }
+    if action == "try-one" {
+        return attempts::one(jail, &filters, options.need::<String>("--attempt").as_str());
+    }
     let numbers = options.get("--call").unwrap_or_default().split(',');
     let numbers: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
     act(&action, jail, &filters, parent, &numbers)

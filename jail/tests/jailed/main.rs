@@ -25,6 +25,9 @@ fn main() -> ExitCode {
     if arguments == [spawned::PARENT] {
         return spawned::parent();
     }
+    if arguments == [spawned::FORWARDER] {
+        return spawned::forwarder();
+    }
     let tests = [
         attempts::TESTS,
         ends::TESTS,

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
+use std::io::Seek;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::IntoRawFd;
@@ -78,6 +79,10 @@ pub(crate) const TESTS: &[Test] = &[
         policy_of_a_folder_takes_the_place_of_the_built_in_one,
     ),
     (
+        "spawned::forwarded_lines_reach_a_file",
+        forwarded_lines_reach_a_file,
+    ),
+    (
         "spawned::ordinary_user_can_do_the_same",
         ordinary_user_can_do_the_same,
     ),
@@ -96,6 +101,9 @@ static SPAWNER: LazyLock<Spawner> = LazyLock::new(|| Spawner::start().expect("a 
 /// Long enough for a machine under load; only a failing test waits for it.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The argument that makes the program play a parent that passes lines on.
+pub(crate) const FORWARDER: &str = "--forwarder";
+
 /// How a test wants its jailed process.
 pub(crate) struct Jailed<'a> {
     pub(crate) action: &'a str,
@@ -103,6 +111,8 @@ pub(crate) struct Jailed<'a> {
     pub(crate) violation: Violation,
     pub(crate) more: &'a [&'a str],
     pub(crate) descriptors: &'a [(&'a str, BorrowedFd<'a>)],
+    /// Nowhere, or to the terminal of who asks for it.
+    pub(crate) stderr: Option<Stderr<'a>>,
 }
 
 impl<'a> Jailed<'a> {
@@ -113,6 +123,7 @@ impl<'a> Jailed<'a> {
             violation: Violation::Trap,
             more: &[],
             descriptors: &[],
+            stderr: None,
         }
     }
 
@@ -128,11 +139,12 @@ impl<'a> Jailed<'a> {
             descriptors: self.descriptors,
             level: self.level,
             violation: self.violation,
-            stderr: if env::var_os("JAIL_TEST_STDERR").is_some() {
-                Stderr::Inherit
-            } else {
-                Stderr::Null
-            },
+            stderr: self
+                .stderr
+                .unwrap_or(match env::var_os("JAIL_TEST_STDERR") {
+                    Some(_) => Stderr::Inherit,
+                    None => Stderr::Null,
+                }),
         })
     }
 }
@@ -250,6 +262,34 @@ pub(crate) fn parent() -> ExitCode {
     loop {
         std::thread::park();
     }
+}
+
+/// Plays a parent whose jailed process makes a call that it may not, and passes its lines on.
+pub(crate) fn forwarder() -> ExitCode {
+    let jailed = Jailed {
+        stderr: Some(Stderr::Forward),
+        ..Jailed::new("socket")
+    };
+    let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
+    child.wait().expect("it can be waited for");
+    ExitCode::SUCCESS
+}
+
+fn forwarded_lines_reach_a_file() {
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    let status = Command::new("/proc/self/exe")
+        .arg(FORWARDER)
+        .stderr(file.try_clone().expect("it is open"))
+        .status()
+        .expect("it can be executed");
+    assert!(status.success());
+    let mut text = String::new();
+    file.rewind().expect("it is a file");
+    file.read_to_string(&mut text).expect("it is text");
+    let start =
+        "device test0: portcullis: device test0: thread main (id 1): the policy does not allow ";
+    assert!(text.starts_with(start), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 fn child_dies_with_its_parent() {
