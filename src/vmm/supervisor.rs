@@ -386,6 +386,9 @@ impl Vmm<'_> {
                 device,
                 reason: closed_words(&reason),
             }),
+            DeviceEvent::VringError { index } => {
+                base::warn!("device {device}: the backend reports an error of queue {index}");
+            }
         }
     }
 
