@@ -2,8 +2,8 @@
 //!
 //! Interrupts go from an eventfd through the kernel to the guest's local APIC, as messages: line 0 is vector 0x30. There is
 //! no table for a guest to program, since ours would only ever write this one.
-//!
-//! UNSAFETY: KVM is told host addresses and maps what is there into the guest.
+
+// UNSAFETY: KVM is told host addresses and maps what is there into the guest.
 #![expect(
     unsafe_code,
     reason = "KVM takes host addresses, EventFd takes a raw descriptor"
