@@ -1,0 +1,26 @@
+//! The integration tests: the real binary, real processes, and peers that may do anything.
+//!
+//! One module a feature. What they share is in [`rig`] and in the crate `fixture`.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is nothing but tests"
+)]
+
+mod daemon;
+mod rig;
+
+mod channel;
+mod control;
+mod deaths;
+mod demo;
+mod files_backend;
+mod golden_path;
+mod guest;
+mod jail_proof;
+mod options;
+mod real_peers;
+mod regions;
+mod stalls;
+mod two_devices;
