@@ -155,6 +155,9 @@ fn text(event: &Event) -> String {
         Event::Serving { .. } => serving(event),
         Event::Refused { .. } => refused(event),
         Event::ConfigChanged { device } => format!("{device}: configuration changed"),
+        Event::QueueError { device, index } => {
+            format!("{device}: the backend met an error on queue {index}")
+        }
         Event::ChannelClosed { device, reason } => {
             format!("{device}: request channel closed: {}", printable(reason))
         }

@@ -90,6 +90,13 @@ pub enum Event {
         /// The device's name.
         device: String,
     },
+    /// The backend met an error on one of its queues.
+    QueueError {
+        /// The device's name.
+        device: String,
+        /// The queue.
+        index: u32,
+    },
     /// The request channel ended while the main channel lives on.
     ChannelClosed {
         /// The device's name.

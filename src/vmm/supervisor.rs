@@ -379,9 +379,14 @@ impl Vmm<'_> {
                     suppressed: suppressed.saturating_add(untold),
                 });
             }
-            DeviceEvent::ConfigChanged | DeviceEvent::ChannelClosed { .. }
+            DeviceEvent::ConfigChanged
+            | DeviceEvent::VringError { .. }
+            | DeviceEvent::ChannelClosed { .. }
                 if self.device.may_tell().is_none() => {}
             DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
+            DeviceEvent::VringError { index } => {
+                self.observer.event(Event::QueueError { device, index });
+            }
             DeviceEvent::ChannelClosed { reason } => self.observer.event(Event::ChannelClosed {
                 device,
                 reason: closed_words(&reason),
