@@ -308,7 +308,7 @@ impl Vmm<'_> {
         self.calls.run(move || Returned::Reset {
             client,
             dropped,
-            result: device::call(process, |process| process.reset(&service, id)),
+            result: device::call(process, |process| device::reset(process, &service, id)),
         });
     }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use devices::control::Activation;
 use devices::device_process;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
@@ -15,6 +16,9 @@ use jail::Spawner;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::time::Timespec;
+use vm_control::DeviceId;
+use vm_control::Generation;
+use vm_control::ServiceHandle;
 
 /// How long a process whose tube has closed may take to be gone: it is on its way out already.
 const LAST_STEPS: Duration = Duration::from_secs(1);
@@ -105,6 +109,30 @@ pub(super) fn call<T>(
             Ok((process, Err(reason)))
         }
     }
+}
+
+/// Opens the request channel and activates the device. There is no driver whose queues could be handed over, but a device
+/// that is not active keeps its config changes to itself.
+///
+/// # Errors
+/// Those of the two calls.
+pub(super) fn start(process: &mut DeviceProcess) -> Result<(), device_process::Error> {
+    process.start()?;
+    process.activate(Activation::default())
+}
+
+/// Resets the device and activates it anew.
+///
+/// # Errors
+/// Those of the two calls.
+pub(super) fn reset(
+    process: &mut DeviceProcess,
+    service: &ServiceHandle,
+    device: DeviceId,
+) -> Result<Generation, device_process::Error> {
+    let generation = process.reset(service, device)?;
+    process.activate(Activation::default())?;
+    Ok(generation)
 }
 
 /// Asks a device process to end.

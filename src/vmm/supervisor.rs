@@ -272,7 +272,7 @@ impl Vmm<'_> {
         }
         self.device.info = Some(info);
         self.calls
-            .run(move || Returned::Started(device::call(process, DeviceProcess::start)));
+            .run(move || Returned::Started(device::call(process, device::start)));
     }
 
     /// Takes back the process from a call, and returns what the call gave; tells the end of a process that did not survive.
@@ -391,9 +391,6 @@ impl Vmm<'_> {
                 device,
                 reason: closed_words(&reason),
             }),
-            DeviceEvent::VringError { index } => {
-                base::warn!("device {device}: the backend reports an error of queue {index}");
-            }
         }
     }
 
