@@ -5,6 +5,8 @@
 //! backend's request channel and passes map requests to the VMM's mapping service ([`worker`]). The VMM holds a
 //! [`DeviceProcess`](device_process::DeviceProcess).
 //!
+//! A backend that is part of the VMM is served by the same worker, on a thread ([`in_process`]).
+//!
 //! This crate does not know which hypervisor there is, and it maps nothing itself.
 
 #![forbid(unsafe_code)]
@@ -13,6 +15,7 @@ pub mod backend;
 pub mod control;
 pub mod device_process;
 pub mod exit;
+pub mod in_process;
 mod iotlb;
 pub mod shared_objects;
 pub mod shmem_config;

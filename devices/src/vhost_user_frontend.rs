@@ -10,6 +10,7 @@
 //! Addresses handed to the backend are guest addresses throughout: the "user" addresses of the memory table are only a
 //! common language for table and rings, and the VMM's own addresses are none of the backend's business.
 
+mod activation;
 mod error;
 mod features;
 mod raw;
@@ -57,7 +58,6 @@ use crate::control::Activation;
 use crate::control::BackendInfo;
 use crate::control::ConnectOptions;
 use crate::control::MAX_CONFIG_BYTES;
-use crate::control::MAX_MEMORY_REGIONS;
 use crate::control::MAX_QUEUES;
 use crate::control::ObjectId;
 use crate::control::QueueSetup;
@@ -468,38 +468,6 @@ impl VhostUserFrontend {
         }
         if len == 0 || u64::from(offset) + len > u64::from(MAX_CONFIG_BYTES) {
             return Err(Error::ConfigBounds { offset, len });
-        }
-        Ok(())
-    }
-
-    fn check_activation(&self, activation: &Activation) -> Result<(), Error> {
-        let extra = activation.features & !self.offered & !VHOST_USER_F_PROTOCOL_FEATURES;
-        if extra != 0 {
-            return Err(Error::Features { extra });
-        }
-        let count = activation.memory.len();
-        let queues = activation.queues.len();
-        if count > MAX_MEMORY_REGIONS || (count == 0 && queues != 0) {
-            return Err(Error::MemoryRegions { count, queues });
-        }
-        for (position, queue) in activation.queues.iter().enumerate() {
-            let earlier = &activation.queues[..position];
-            let reason = if queue.index >= self.queue_limit {
-                "the backend has no such queue"
-            } else if !queue.size.is_power_of_two() {
-                "the size is not a power of two"
-            } else if self.active.contains(&queue.index) {
-                "it is running already"
-            } else if earlier.iter().any(|other| other.index == queue.index) {
-                "it is set up twice"
-            } else {
-                continue;
-            };
-            return Err(Error::Queue {
-                index: queue.index,
-                size: queue.size,
-                reason,
-            });
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ use base::packet::PacketTube;
 use vm_control::Generation;
 use vm_control::MAX_BATCH;
 use vm_control::api::BatchClient;
+use vmm_vhost::Peer;
 use vmm_vhost::Received;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::Ticket;
@@ -95,8 +96,10 @@ pub struct WorkerConfig {
     pub events: PacketTube,
     /// Signalled when the device's configuration space has changed.
     pub interrupt: Event,
-    /// A duplicate of the main channel's socket: for its hang-up, and to send translations.
-    pub main_channel: SafeDescriptor,
+    /// A duplicate of the main channel's socket, if there is one: for its hang-up, and to send translations.
+    pub main_channel: Option<SafeDescriptor>,
+    /// Where the backend lives.
+    pub peer: Peer,
     /// The tube for what only the VMM can answer, if it does.
     pub hooks: Option<PacketTube>,
 }
@@ -151,7 +154,8 @@ pub struct Worker {
     interrupt: Event,
     active: bool,
     config_change_waits: bool,
-    main_channel: SafeDescriptor,
+    main_channel: Option<SafeDescriptor>,
+    peer: Peer,
     hooks: Option<Hooks>,
     /// The queues that the backend may call by message.
     calls: Vec<Call>,
@@ -178,7 +182,9 @@ impl Worker {
             wait.add(hooks, Token::Hooks)?;
         }
         // Interest in nothing still reports a hang-up.
-        wait.add_for_event(&config.main_channel, EventType::None, Token::MainChannel)?;
+        if let Some(main_channel) = &config.main_channel {
+            wait.add_for_event(main_channel, EventType::None, Token::MainChannel)?;
+        }
         Ok(Self {
             wait,
             command_event,
@@ -197,6 +203,7 @@ impl Worker {
             active: false,
             config_change_waits: false,
             main_channel: config.main_channel,
+            peer: config.peer,
             hooks,
             calls: Vec::new(),
             notifier_region: None,

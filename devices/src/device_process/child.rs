@@ -31,6 +31,7 @@ use rustix::net::AddressFamily;
 use rustix::net::SocketType;
 use rustix::net::sockopt;
 use vm_control::Generation;
+use vmm_vhost::Peer;
 
 use super::args::DeviceArgs;
 use super::serve::Control;
@@ -108,17 +109,15 @@ fn start(args: DeviceArgs) -> Result<Exit, StartError> {
 pub(super) fn prepare(descriptors: Descriptors) -> anyhow::Result<Control> {
     let ended = Event::new().context("event for the worker's end")?;
     let slot = Arc::new(Mutex::new(None));
+    let main_channel = descriptors.backend.as_fd().try_clone_to_owned();
+    let main_channel = main_channel.context("duplicate of the main channel")?;
     let worker = Worker::new(WorkerConfig {
         memory: descriptors.memory,
         generation: Generation::default(),
         events: PacketTube::new(descriptors.events),
         interrupt: descriptors.interrupt,
-        main_channel: descriptors
-            .backend
-            .as_fd()
-            .try_clone_to_owned()
-            .context("duplicate of the main channel")?
-            .into(),
+        main_channel: Some(main_channel.into()),
+        peer: Peer::Remote,
         hooks: descriptors.hooks.map(PacketTube::new),
     })
     .context("worker")?;

@@ -33,9 +33,9 @@ fn queue(index: u16) -> QueueSetup {
     QueueSetup {
         index,
         size: 16,
-        descriptor_table: 0x1000,
-        available_ring: 0x2000,
-        used_ring: 0x3000,
+        descriptor_table: 0x10_0000,
+        available_ring: 0x10_1000,
+        used_ring: 0x10_3f78,
         base: 3,
         call: Some(Event::new().unwrap().into()),
         kick: Event::new().unwrap().into(),
@@ -47,9 +47,9 @@ fn activation(queues: Vec<QueueSetup>) -> Activation {
         features: 1 << 32,
         memory: vec![MemoryRegion {
             guest_address: 0x10_0000,
-            len: 0x1000,
+            len: 0x4000,
             offset: 0,
-            descriptor: file(0x1000),
+            descriptor: file(0x4000),
         }],
         queues,
     }
@@ -284,7 +284,7 @@ fn activate_sends_memory_and_queues_in_the_order_of_real_frontends() {
     assert_eq!(sent[0].payload, features.to_ne_bytes());
     // One region, and its "user" address is its guest address.
     let mut table = Vec::new();
-    for word in [1_u64, 0x10_0000, 0x1000, 0x10_0000, 0] {
+    for word in [1_u64, 0x10_0000, 0x4000, 0x10_0000, 0] {
         table.extend_from_slice(&word.to_ne_bytes());
     }
     assert_eq!(sent[1].payload, table);
@@ -334,7 +334,27 @@ fn activate_with_impossible_queues_is_refused_and_not_sent() {
         index: 64,
         ..queue(0)
     };
-    for queues in [vec![odd], vec![far], vec![queue(0), queue(0)]] {
+    let crooked = QueueSetup {
+        available_ring: 0x10_1001,
+        ..queue(0)
+    };
+    // The last byte of the used ring is one too far.
+    let outside = QueueSetup {
+        used_ring: 0x10_3f7c,
+        ..queue(0)
+    };
+    let around = QueueSetup {
+        descriptor_table: !0xff,
+        ..queue(0)
+    };
+    for queues in [
+        vec![odd],
+        vec![far],
+        vec![crooked],
+        vec![outside],
+        vec![around],
+        vec![queue(0), queue(0)],
+    ] {
         let error = frontend.activate(&activation(queues), &[]).unwrap_err();
         assert!(matches!(error, Error::Queue { .. }), "{error}");
     }

@@ -120,8 +120,12 @@ impl Worker {
 
     /// Sends one whole message on the main channel, in between those of the main thread.
     fn send_translation(&self, message: &[u8]) -> Result<(), base::Error> {
+        let main_channel = self
+            .main_channel
+            .as_ref()
+            .ok_or(base::Error::new(libc::ENOTSUP))?;
         let sent = scm::send(
-            self.main_channel.as_fd(),
+            main_channel.as_fd(),
             &[IoSlice::new(message)],
             &[],
             scm::Wait::Never,

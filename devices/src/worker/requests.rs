@@ -14,6 +14,7 @@ use vm_control::VmMemorySource;
 use vmm_vhost::BackendRequest;
 use vmm_vhost::Incoming;
 use vmm_vhost::Iotlb;
+use vmm_vhost::Peer;
 use vmm_vhost::Ticket;
 use vmm_vhost::VringHostNotifier;
 use vmm_vhost::message::Dialect;
@@ -61,9 +62,13 @@ impl Worker {
                 self.unmap(ticket, at);
             }
             BackendRequest::ExternalMap(map) => {
-                // The pointer would be one of this process, which is not the backend's.
                 let at = place(code, map.shmid, map.shm_offset, map.len);
-                self.refuse(Some(ticket), at, libc::EPERM);
+                let source = VmMemorySource::ExternalMapping { ptr: map.ptr };
+                match self.peer {
+                    Peer::InProcess => self.map(ticket, at, source, Protection::read_write()),
+                    // The pointer would be one of this process, which is not the backend's.
+                    Peer::Remote => self.refuse(Some(ticket), at, libc::EPERM),
+                }
             }
             BackendRequest::VringHostNotifier(notifier) => self.host_notifier(ticket, notifier),
             BackendRequest::VringCall(index) => self.vring_call(ticket, index),

@@ -89,7 +89,8 @@ impl Bench {
             generation: Generation::default(),
             events: PacketTube::new(their_events),
             interrupt: interrupt.try_clone().unwrap(),
-            main_channel: SafeDescriptor::from(main_channel),
+            main_channel: Some(SafeDescriptor::from(main_channel)),
+            peer: Peer::Remote,
             hooks: Some(PacketTube::new(their_hooks)),
         })
         .unwrap();
