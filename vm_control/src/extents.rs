@@ -140,15 +140,24 @@ impl Extents {
         );
     }
 
-    /// Removes the mapping that begins exactly at `offset`.
-    pub(crate) fn remove(&mut self, offset: u64) -> Option<Mapping> {
-        let Position { entry, index } = self.neighbours(offset).position;
-        let index = index.checked_sub(1)?;
-        let line = *self.directory.get(entry)?;
-        if self.store[line.chunk][index].offset != offset {
-            return None;
+    /// The mapping in front of the one that [`Extents::neighbours`] called `before`.
+    pub(crate) fn previous(&self, position: Position) -> Option<Mapping> {
+        let Position { entry, index } = position;
+        let line = self.directory.get(entry)?;
+        match index.checked_sub(2) {
+            Some(previous) => self.store[line.chunk].get(previous).copied(),
+            None => {
+                let line = self.directory.get(entry.checked_sub(1)?)?;
+                self.store[line.chunk].last().copied()
+            }
         }
-        let removed = self.store[line.chunk].remove(index);
+    }
+
+    /// Removes the mapping that [`Extents::neighbours`] called `before`.
+    pub(crate) fn remove(&mut self, position: Position) -> Option<Mapping> {
+        let Position { entry, index } = position;
+        let line = *self.directory.get(entry)?;
+        let removed = self.store[line.chunk].pop_at(index.checked_sub(1)?)?;
         self.len -= 1;
         match self.store[line.chunk].first() {
             Some(first) => {
@@ -240,6 +249,10 @@ mod tests {
         extents.assert_consistent();
     }
 
+    fn remove(extents: &mut Extents, offset: u64) -> Option<Mapping> {
+        extents.remove(extents.neighbours(offset).position)
+    }
+
     fn offsets(extents: &Extents) -> Vec<u64> {
         extents.iter().map(|mapping| mapping.offset).collect()
     }
@@ -274,14 +287,19 @@ mod tests {
     }
 
     #[test]
-    fn extents_removal_of_what_is_not_there_changes_nothing() {
+    fn extents_removal_takes_what_lies_before_the_position() {
         let mut extents = Extents::default();
-        assert_eq!(extents.remove(5), None);
-        insert(&mut extents, 4);
-        insert(&mut extents, 6);
-        assert_eq!(extents.remove(5), None);
-        assert_eq!(extents.remove(3), None);
-        assert_eq!(offsets(&extents), [4, 6]);
+        assert_eq!(extents.remove(extents.neighbours(5).position), None);
+        for offset in 0..130 {
+            insert(&mut extents, offset * 2);
+        }
+        for (offset, previous) in [(0, None), (2, None), (128, Some(126)), (258, Some(256))] {
+            let position = extents.neighbours(offset + 1).position;
+            assert_eq!(extents.previous(position), previous.map(mapping));
+            assert_eq!(extents.remove(position), Some(mapping(offset)));
+            extents.assert_consistent();
+        }
+        assert_eq!(extents.len(), 126);
     }
 
     #[test]
@@ -292,7 +310,7 @@ mod tests {
         }
         for offset in 0..6400 {
             if offset % 64 != 0 {
-                assert_eq!(extents.remove(offset), Some(mapping(offset)));
+                assert_eq!(remove(&mut extents, offset), Some(mapping(offset)));
                 extents.assert_consistent();
             }
         }
@@ -309,7 +327,8 @@ mod tests {
                 insert(&mut extents, offset * (round + 1));
             }
             for offset in 0..1000 {
-                assert!(extents.remove(offset * (round + 1)).is_some());
+                let offset = offset * (round + 1);
+                assert_eq!(remove(&mut extents, offset), Some(mapping(offset)));
             }
             assert_eq!(extents.len(), 0);
             assert_eq!(extents.chunks(), (0, 16));

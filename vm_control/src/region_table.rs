@@ -110,14 +110,29 @@ impl Vacancy {
 }
 
 /// A live mapping, as long as the table does not change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Occupied {
+    position: Position,
+    mapping: Mapping,
+    footprint: u64,
+    areas: u64,
+}
+
+impl Occupied {
     /// It.
-    pub mapping: Mapping,
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     /// The bytes that it takes up.
-    pub footprint: u64,
-    /// How many fewer areas of address space there are without it.
-    pub areas: u64,
+    pub fn footprint(&self) -> u64 {
+        self.footprint
+    }
+
+    /// How many fewer areas of address space there are without it, at most.
+    pub fn areas(&self) -> u64 {
+        self.areas
+    }
 }
 
 /// The table of one region.
@@ -238,7 +253,8 @@ impl RegionTable {
             return Err(Reason::ZeroLength);
         }
         let (_, end) = self.range(offset, len)?;
-        let Neighbours { before, after, .. } = self.extents.neighbours(offset);
+        let seen = self.extents.neighbours(offset);
+        let Neighbours { before, after, .. } = seen;
         let exact = before.filter(|mapping| {
             mapping.offset == offset
                 && (rule == UnmapRule::OffsetOnly
@@ -255,17 +271,17 @@ impl RegionTable {
                 live: live.map(|mapping| (mapping.offset, mapping.len)),
             });
         };
-        Ok(self.occupied(mapping, after))
+        Ok(self.occupied(mapping, &seen))
     }
 
-    /// Forgets the mapping that begins at `offset` and returns what it was.
-    pub fn remove(&mut self, offset: u64) -> Option<Occupied> {
-        let Neighbours { before, after, .. } = self.extents.neighbours(offset);
-        let occupied = self.occupied(before.filter(|mapping| mapping.offset == offset)?, after);
-        self.extents.remove(offset)?;
-        self.bytes -= occupied.footprint;
-        self.areas -= occupied.areas;
-        Some(occupied)
+    /// Forgets a mapping that [`RegionTable::find`] found, if nothing has changed since.
+    pub fn remove(&mut self, occupied: &Occupied) {
+        let removed = self.extents.remove(occupied.position);
+        debug_assert_eq!(removed, Some(occupied.mapping));
+        if removed.is_some() {
+            self.bytes -= occupied.footprint;
+            self.areas -= occupied.areas;
+        }
     }
 
     /// Forgets all of them.
@@ -275,17 +291,17 @@ impl RegionTable {
         self.areas = 0;
     }
 
-    /// What a live mapping takes up, given the one behind it.
-    fn occupied(&self, mapping: Mapping, after: Option<Mapping>) -> Occupied {
-        let before_end = mapping
-            .offset
-            .checked_sub(1)
-            .and_then(|last| self.extents.neighbours(last).before)
-            .map_or(0, |before| self.end(&before));
-        let after_start = after.map_or(self.len, |after| after.offset);
+    /// What a live mapping takes up, given what lies around its offset.
+    fn occupied(&self, mapping: Mapping, seen: &Neighbours) -> Occupied {
+        let before_end = self
+            .extents
+            .previous(seen.position)
+            .map_or(0, |previous| self.end(&previous));
+        let after_start = seen.after.map_or(self.len, |after| after.offset);
         let gap_before = before_end < mapping.offset;
         let gap_after = self.end(&mapping) < after_start;
         Occupied {
+            position: seen.position,
             mapping,
             footprint: mapping.footprint(self.page_size),
             areas: u64::from(gap_before) + u64::from(gap_after),

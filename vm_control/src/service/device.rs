@@ -27,6 +27,7 @@ use crate::MapOperation;
 use crate::MapSource;
 use crate::MappingInfo;
 use crate::MappingKind;
+use crate::Occupied;
 use crate::Reason;
 use crate::RegionKey;
 use crate::RegionTable;
@@ -314,19 +315,18 @@ impl Device {
         // The record goes after the mapping, so that a failure leaves both.
         shared
             .vm
-            .unmap(self.key(dest.shmid), dest.offset, occupied.footprint)
+            .unmap(self.key(dest.shmid), dest.offset, occupied.footprint())
             .map_err(|error| Reason::Kernel { error })?;
-        self.forget(place, dest.offset, shared);
+        self.forget(place, &occupied, shared);
         self.counters.unmaps += 1;
         Ok(())
     }
 
     /// Forgets one mapping that is gone.
-    fn forget(&mut self, place: usize, offset: u64, shared: &mut Shared) {
-        if let Some(gone) = self.regions[place].table.remove(offset) {
-            self.account.remove(gone.footprint);
-            shared.areas.give_back(gone.areas);
-        }
+    fn forget(&mut self, place: usize, gone: &Occupied, shared: &mut Shared) {
+        self.regions[place].table.remove(gone);
+        self.account.remove(gone.footprint());
+        shared.areas.give_back(gone.areas());
     }
 
     /// Counts a refused request, logs it if there is room in the log, and returns the answer.
@@ -378,9 +378,13 @@ impl Device {
         let all: Vec<_> = self.regions[place].table.iter().copied().collect();
         let mut outcome = Ok(());
         for mapping in all {
-            let footprint = mapping.footprint(shared.page_size);
+            let table = &self.regions[place].table;
+            let Ok(occupied) = table.find(mapping.offset, mapping.len, UnmapRule::Exact) else {
+                continue;
+            };
+            let footprint = occupied.footprint();
             match shared.vm.unmap(key, mapping.offset, footprint) {
-                Ok(()) => self.forget(place, mapping.offset, shared),
+                Ok(()) => self.forget(place, &occupied, shared),
                 Err(error) => {
                     if let Some(unsaid) = self.log.permit() {
                         error!(
