@@ -4,6 +4,7 @@
 //! test harness of the standard library can't be used, since it starts threads before a test could go into its jail.
 
 mod attempts;
+mod before_main;
 mod child;
 mod ends;
 mod inside;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     }
     let tests = [
         attempts::TESTS,
+        before_main::TESTS,
         ends::TESTS,
         inside::TESTS,
         probes::TESTS,

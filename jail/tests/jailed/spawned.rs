@@ -327,10 +327,10 @@ fn wait_for_end(pidfd: &OwnedFd, timeout: Duration) -> usize {
 }
 
 /// The command line of a user who starts the program without a parent that wants reports.
-fn by_hand(action: &str, level: &str) -> Command {
+pub(crate) fn by_hand(action: &str, level: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command
-        .env_remove("RUST_BACKTRACE")
+        .env("RUST_BACKTRACE", "full")
         .stdin(Stdio::null())
         .args([
             child::MARK,
