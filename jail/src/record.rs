@@ -263,4 +263,13 @@ mod tests {
         assert_eq!(thread_name(b"a\x1b[2J\0garbage\0\0\0"), "a\u{fffd}[2J");
         assert_eq!(thread_name(b"0123456789abcdef"), "0123456789abcdef");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_none(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            if let Some(record) = Record::decode(&bytes) {
+                proptest::prop_assert_eq!(Record::decode(record.encode().bytes()), Some(record));
+            }
+        }
+    }
 }

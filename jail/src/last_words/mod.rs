@@ -14,6 +14,7 @@ mod line;
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::env;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -70,7 +71,9 @@ pub fn name_thread(name: &str) {
     THREAD_ID.set(gettid().as_raw_nonzero().get().unsigned_abs());
 }
 
-/// Installs the handlers and the panic hook. Only the first call of a process has an effect.
+/// Installs the handlers and the panic hook. Only the first call of a process has an effect; the process has one thread.
+///
+/// Panics get no backtrace: its files can't be opened in the jail, and the attempt would be a violation.
 pub(crate) fn install(name: &str, report: Option<OwnedFd>) -> io::Result<()> {
     let speaker = Speaker {
         name: name.to_owned(),
@@ -91,6 +94,10 @@ pub(crate) fn install(name: &str, report: Option<OwnedFd>) -> io::Result<()> {
     )?;
     // Standard error may be a file, and a jailed process writes no files; then its lines are lost, and nothing else.
     ignore(libc::SIGXFSZ)?;
+    for variable in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: the process has one thread yet, so that nobody reads the environment at the same time.
+        unsafe { env::remove_var(variable) };
+    }
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         print(info);

@@ -178,6 +178,7 @@ fn enter_level(
     privileges::drop_all()?;
     parent.die_with_it()?;
     if level == SandboxLevel::Full {
+        verify::namespaces()?;
         verify::root()?;
     }
     verify::privileges()

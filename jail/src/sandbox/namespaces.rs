@@ -29,6 +29,9 @@ use super::step::StepError;
 use crate::last_words;
 use crate::record::Record;
 
+/// What the host is called inside.
+pub(super) const HOST_NAME: &[u8] = b"jail";
+
 /// Makes all namespaces and returns in the process that is 1 in the new pid namespace. Its mounts are still those of the old one.
 pub(super) fn enter() -> Result<Parent, StepError> {
     privileges::become_nobody()?;
@@ -45,7 +48,7 @@ pub(super) fn enter() -> Result<Parent, StepError> {
     ] {
         unshare(flag, step)?;
     }
-    sethostname(b"jail").at(Step::HostName)?;
+    sethostname(HOST_NAME).at(Step::HostName)?;
     if last_words::report().is_some() {
         go_on_as_sibling()
     } else {

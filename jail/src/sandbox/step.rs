@@ -58,6 +58,8 @@ pub enum Step {
     NotDumpable,
     #[error("prctl(PR_SET_PDEATHSIG)")]
     ParentDeath,
+    #[error("verify the namespaces")]
+    VerifyNamespaces,
     #[error("verify that the root is empty and read-only")]
     VerifyRoot,
     #[error("verify that no privilege is left")]
@@ -77,9 +79,12 @@ impl Step {
                  (kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), let the container make them, \
                  or choose a weaker jail with --sandbox seccomp"
             }
-            Self::BecomeNobody | Self::IdMaps => {
-                "user and group 65534 must exist in this user namespace: start as an ordinary user, or choose a weaker jail with \
-                 --sandbox seccomp"
+            Self::BecomeNobody => {
+                "root has to become user and group 65534, which something forbids: start as an ordinary user"
+            }
+            Self::IdMaps => {
+                "/proc has to be there and writable, and the system's policy (security module, seccomp profile of a container) has \
+                 to allow id maps: allow it, or choose a weaker jail with --sandbox seccomp"
             }
             Self::MountNamespace
             | Self::PidNamespace
@@ -93,8 +98,8 @@ impl Step {
             | Self::EmptyRoot
             | Self::PivotRoot
             | Self::OldRoot => {
-                "the system's policy (container, security module, user.max_*_namespaces) forbids it: allow it, or choose a weaker \
-                 jail with --sandbox seccomp"
+                "the system's policy forbids it (container, security module such as kernel.apparmor_restrict_unprivileged_userns, \
+                 user.max_*_namespaces): allow it, or choose a weaker jail with --sandbox seccomp"
             }
             Self::Seccomp | Self::Listener => {
                 "the kernel needs CONFIG_SECCOMP_FILTER; without it, only --sandbox none is possible"
@@ -116,6 +121,7 @@ impl Step {
             | Self::NoNewPrivileges
             | Self::NotDumpable
             | Self::ParentDeath
+            | Self::VerifyNamespaces
             | Self::VerifyRoot
             | Self::VerifyPrivileges => {
                 "this should always be possible; if a container's seccomp profile forbids it, relax that"

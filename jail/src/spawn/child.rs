@@ -85,21 +85,21 @@ impl JailedChild {
         report: OwnedFd,
         mut helpers: Helpers,
     ) -> Result<Self, SpawnError> {
-        let heard = Heard::listen(report.as_fd());
-        let jailed = heard.jailed.filter(|pid| *pid != outer);
+        let mut heard = Heard::listen(report.as_fd());
         let Outcome::Ready = heard.outcome else {
             if let Outcome::Timeout = heard.outcome {
                 let _gone = kill_process(outer, Signal::KILL);
             }
-            kill_and_reap(jailed);
             let status = reap(outer);
+            heard.listen_for_pid(report.as_fd());
+            kill_and_reap(heard.jailed.filter(|pid| *pid != outer));
             helpers.finish();
             return Err(heard.outcome.into_error(name, &status));
         };
-        if jailed.is_some() {
+        let pid = heard.jailed.unwrap_or(outer);
+        if pid != outer {
             reap(outer);
         }
-        let pid = jailed.unwrap_or(outer);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
             kill_and_reap(Some(pid));
             SpawnError::Pid {
@@ -252,7 +252,7 @@ impl Heard {
             // The outer and the jailed process both write, in no particular order.
             match receive(report) {
                 Ok(Some(Record::Process { pid })) => {
-                    jailed = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                    jailed = to_pid(pid);
                 }
                 Ok(Some(Record::Ready)) => ready = true,
                 Ok(Some(Record::Failed { text })) => failure = Some(text.into_owned()),
@@ -280,6 +280,21 @@ impl Heard {
             }
         }
     }
+}
+
+impl Heard {
+    /// The last thing that the outer process may have said before it ended.
+    fn listen_for_pid(&mut self, report: BorrowedFd<'_>) {
+        while let Ok(Some(word)) = receive(report) {
+            if let Record::Process { pid } = word {
+                self.jailed = to_pid(pid);
+            }
+        }
+    }
+}
+
+fn to_pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
 /// Keeps the last words only.
@@ -341,5 +356,17 @@ fn reap(pid: Pid) -> String {
             Ok(None) | Err(Errno::INTR) => {}
             Err(errno) => return errno.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_may_be_shared_between_threads() {
+        fn check<T: Send + Sync>() {}
+        check::<JailedChild>();
+        check::<Spawner>();
     }
 }

@@ -9,6 +9,8 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -30,7 +32,7 @@ const LAST_LINES: Duration = Duration::from_millis(100);
 /// The thread that passes lines on. It ends with the last holder of the pipe.
 #[derive(Debug)]
 pub(super) struct Forward {
-    done: mpsc::Receiver<()>,
+    done: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Forward {
@@ -45,12 +47,15 @@ impl Forward {
                 let _sender: mpsc::Sender<()> = sender;
                 let _end = pass_on(File::from(pipe), &mut lines);
             })?;
-        Ok(Self { done })
+        Ok(Self {
+            done: Mutex::new(done),
+        })
     }
 
     /// Waits a little for the last lines of a process that has ended.
     pub(super) fn finish(&self) {
-        let _done_or_late = self.done.recv_timeout(LAST_LINES);
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let _done_or_late = done.recv_timeout(LAST_LINES);
     }
 }
 

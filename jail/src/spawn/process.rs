@@ -24,8 +24,8 @@ use super::SpawnRequest;
 use super::Stderr;
 use crate::descriptors::FIRST_NAMED;
 
-/// Duplicates of what is passed on get numbers from here, out of the way of the numbers in the child.
-const SOURCES: RawFd = 256;
+/// Duplicates of what is passed on get numbers from here, out of the way of the numbers in the child, which end before.
+const SOURCES: RawFd = 64;
 
 /// Everything that `posix_spawn` needs, owned.
 #[derive(Debug)]
@@ -86,8 +86,11 @@ impl Command {
 
     /// Passes on a descriptor, and its number as `--NAME-fd N`.
     pub(super) fn pass(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let number = self.first_unnamed();
+        if number >= SOURCES {
+            return Err(io::Error::other("too many descriptors to pass on"));
+        }
         self.descriptors.push(duplicate(descriptor)?);
-        let number = self.first_unnamed() - 1;
         self.argument(format!("--{name}-fd").as_bytes())?;
         self.argument(number.to_string().as_bytes())
     }

@@ -349,3 +349,16 @@ fn every_line_with_an_error_is_reported() {
     let lines: Vec<_> = diagnostics.iter().map(|d| d.origin.line).collect();
     assert_eq!(lines, [1, 2, 4]);
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _either = parse(&"p".into(), &bytes);
+    }
+
+    #[test]
+    fn any_line_of_the_alphabet_is_read_or_refused(text in "([a-z]{1,5}[: ]{1,3})?(arg[0-9]?|[ &|=<>!~]{1,3}|in|0x[0-9a-f]{0,3}|[0-9]{1,3}|PROT_READ|return|EPERM|@include|[{};#]){0,12}") {
+        let (statements, diagnostics) = parse(&"p".into(), text.as_bytes());
+        proptest::prop_assert!(statements.len() + diagnostics.len() <= 1);
+    }
+}
