@@ -9,6 +9,8 @@ use std::sync::mpsc::TrySendError;
 use std::thread;
 use std::time::Duration;
 
+use jail::MissingCall;
+
 use super::ctl::count;
 use super::output::print;
 use super::output::print_json;
@@ -184,6 +186,7 @@ fn text(event: &Event) -> String {
             count(*dropped, "mapping")
         ),
         Event::BackendEnded { pid } => format!("backend process {pid} has ended"),
+        Event::PolicyLacks { device, calls } => policy_lacks(device, calls),
         Event::DeviceEnded {
             device,
             how,
@@ -289,6 +292,22 @@ fn refused(event: &Event) -> String {
         Size(*len)
     );
     text.push_str(&more(*suppressed));
+    text
+}
+
+/// What a policy lacks, as lines that can be put into it.
+fn policy_lacks(device: &str, calls: &[MissingCall]) -> String {
+    let number = count(calls.len() as u64, "system call");
+    let mut calls: Vec<_> = calls.iter().collect();
+    calls.sort_by_key(|call| call.name);
+    let mut text = format!("{device}: its policy lacks {number}");
+    for call in calls {
+        let times = count(call.count, "time");
+        let _ = match call.name {
+            Some(name) => write!(text, "\n  # made {times}\n  {name}: 1"),
+            None => write!(text, "\n  # number {} made {times}", call.number),
+        };
+    }
     text
 }
 

@@ -43,6 +43,9 @@ const DEVICE_IDS: [(&str, &str); 5] = [
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let config = config(arguments)?;
     warn_of_weak(config.device.sandbox.level);
+    if config.device.sandbox.violation == Violation::Log {
+        tracing::warn!("seccomp only logs: forbidden system calls are let through");
+    }
     // Before any thread starts, so that all of them leave the signals alone.
     let signals = vmm::signals().map_err(Failure::new)?;
     serve(&config, signals, arguments.json)

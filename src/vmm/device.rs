@@ -12,6 +12,7 @@ use devices::device_process::DeviceProcessConfig;
 use devices::exit::Exit;
 use jail::End;
 use jail::ExitReport;
+use jail::MissingCall;
 use jail::Spawner;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
@@ -32,6 +33,8 @@ pub(super) struct Death {
     pub(super) how: String,
     /// Whether the backend went, or the process was asked to go: nothing failed.
     pub(super) is_orderly: bool,
+    /// In log mode, the system calls that it made against its policy.
+    pub(super) missing: Vec<MissingCall>,
 }
 
 impl Death {
@@ -41,6 +44,7 @@ impl Death {
             pid: None,
             how: reason.into(),
             is_orderly: false,
+            missing: Vec::new(),
         }
     }
 
@@ -54,11 +58,12 @@ impl Death {
                 format!("{process} ended: {reason}")
             },
             is_orderly: false,
+            missing: Vec::new(),
         }
     }
 
     /// The words for an exit report.
-    pub(super) fn of(report: &ExitReport) -> Self {
+    fn of(report: &ExitReport) -> Self {
         let pid = report.pid;
         let own = match &report.end {
             End::Exited { code } => Exit::from_code(*code),
@@ -75,7 +80,13 @@ impl Death {
             pid: Some(pid),
             how,
             is_orderly: matches!(own, Some(Exit::BackendGone | Exit::Shutdown)),
+            missing: Vec::new(),
         }
+    }
+
+    fn with_missing_calls(mut self, process: &DeviceProcess) -> Self {
+        self.missing = process.missing_calls();
+        self
     }
 }
 
@@ -91,6 +102,12 @@ pub(super) fn spawn(
     config: DeviceProcessConfig,
 ) -> Result<DeviceProcess, Death> {
     DeviceProcess::spawn(spawner, config).map_err(|error| Death::unborn(words(&error)))
+}
+
+/// Finds out how a device process ended, if it has.
+pub(super) fn ended(process: &mut DeviceProcess) -> Option<Death> {
+    let death = Death::of(process.exit_report()?);
+    Some(death.with_missing_calls(process))
 }
 
 /// Makes one call on a device process. A call that fails and leaves the process as it was gives the reason.
@@ -138,19 +155,21 @@ pub(super) fn reset(
 /// Asks a device process to end.
 pub(super) fn shut_down(mut process: DeviceProcess) -> Death {
     let pid = process.pid();
-    match process.shutdown() {
+    let death = match process.shutdown() {
         Ok(report) => Death::of(&report),
         Err(error) => Death::unknown(pid, &words(&error)),
-    }
+    };
+    death.with_missing_calls(&process)
 }
 
 /// Ends a process that is of no use any more, for this reason.
 pub(super) fn end(mut process: DeviceProcess, reason: &str) -> Death {
     let pid = process.pid();
-    match process.kill() {
+    let death = match process.kill() {
         Ok(_) => Death::unknown(pid, reason),
         Err(error) => Death::unknown(pid, &format!("{reason}; it cannot be killed: {error}")),
-    }
+    };
+    death.with_missing_calls(&process)
 }
 
 /// Finds out how a process ended whose call failed.
@@ -163,10 +182,7 @@ fn end_after(mut process: DeviceProcess, error: &device_process::Error) -> Death
     let pidfd = process.pidfd();
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     let _ = rustix::event::poll(&mut fds, Timespec::try_from(LAST_STEPS).ok().as_ref());
-    match process.exit_report() {
-        Some(report) => Death::of(report),
-        None => end(process, &words(error)),
-    }
+    ended(&mut process).unwrap_or_else(|| end(process, &words(error)))
 }
 
 /// An error with all its causes on one line.

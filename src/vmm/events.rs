@@ -17,6 +17,7 @@
 
 use std::path::PathBuf;
 
+use jail::MissingCall;
 use serde::Serialize;
 
 use super::proof::Proof;
@@ -132,6 +133,13 @@ pub enum Event {
     BackendEnded {
         /// The process.
         pid: u32,
+    },
+    /// With `--seccomp log`: the system calls that the device process made against its policy, told when it is gone.
+    PolicyLacks {
+        /// The device's name.
+        device: String,
+        /// The calls, each with `number`, `name` (or `null`), `count` and the `arguments` of the first time.
+        calls: Vec<MissingCall>,
     },
     /// The device process is gone, and everything that it had mapped.
     DeviceEnded {

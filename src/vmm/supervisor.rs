@@ -403,8 +403,7 @@ impl Vmm<'_> {
             }
             return;
         };
-        if let Some(report) = process.exit_report() {
-            let death = Death::of(report);
+        if let Some(death) = device::ended(process) {
             self.device.process = None;
             self.died(death);
         }
@@ -425,7 +424,14 @@ impl Vmm<'_> {
             pid,
             how,
             is_orderly,
+            missing,
         } = death;
+        if !missing.is_empty() {
+            self.observer.event(Event::PolicyLacks {
+                device: self.config.device.name.clone(),
+                calls: missing,
+            });
+        }
         self.observer.event(Event::DeviceEnded {
             device: self.config.device.name.clone(),
             pid,

@@ -35,6 +35,7 @@ pub enum CtlCommand {
     /// Read memory of a region, through the guest where there is one.
     Peek {
         /// The region's id.
+        #[arg(value_name = "ID")]
         shmid: u8,
         /// Where in the region, in bytes.
         #[arg(value_parser = parse_number)]
@@ -46,6 +47,7 @@ pub enum CtlCommand {
     /// Write memory of a region, through the guest where there is one.
     Poke {
         /// The region's id.
+        #[arg(value_name = "ID")]
         shmid: u8,
         /// Where in the region, in bytes.
         #[arg(value_parser = parse_number)]

@@ -18,6 +18,15 @@ use demo::DemoArguments;
 use policy::PolicyCommand;
 use run::RunArguments;
 
+/// What a first use looks like.
+const EXAMPLE: &str = "\
+A backend of your own, or the one that comes with this program:
+  portcullis backend files --socket /tmp/files.sock --dir . &
+  portcullis run --backend /tmp/files.sock --wait --control /tmp/vm.ctl &
+  portcullis ctl --control /tmp/vm.ctl maps
+  portcullis ctl --control /tmp/vm.ctl peek 0 0 64
+  portcullis ctl --control /tmp/vm.ctl stop";
+
 /// A gate between vhost-user backends and a guest's memory.
 ///
 /// Portcullis serves the backend request channel of vhost-user: a backend asks for its memory to be mapped into a
@@ -26,12 +35,12 @@ use run::RunArguments;
 #[command(
     name = "portcullis",
     version,
-    propagate_version = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = EXAMPLE
 )]
 pub struct Arguments {
-    /// Log more to standard error: once for what happens, twice for details, three times for everything.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    /// Log more to standard error; twice or three times for still more.
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 100)]
     pub verbose: u8,
 
     /// What to do.

@@ -54,7 +54,7 @@ pub enum PolicyCommand {
 /// What the commands on policies have in common.
 #[derive(Clone, Debug, Args)]
 pub struct PolicyOptions {
-    /// The architecture to read the policy for [default: this one].
+    /// The architecture to read the policy for [default: the one that its folder is named after, or this machine's].
     #[arg(long, value_enum)]
     pub arch: Option<ArchChoice>,
 

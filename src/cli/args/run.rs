@@ -28,7 +28,7 @@ pub struct RunArguments {
     #[arg(long, value_name = "ID=SIZE")]
     pub region: Vec<RegionArgument>,
 
-    /// Listen on this socket for `portcullis ctl`.
+    /// Listen on this socket for portcullis ctl.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
 
