@@ -99,6 +99,12 @@ pub enum ShmemConfigError {
         /// The limit.
         limit: u16,
     },
+    /// The backend claims a region that the VMM has for another purpose.
+    #[error("shared memory region {shmid} is reserved by the VMM")]
+    Reserved {
+        /// The id.
+        shmid: u8,
+    },
     /// All regions together are larger than the limit.
     #[error(
         "the shared memory regions up to {shmid} need {total:#x} bytes, more than the {limit:#x} allowed"

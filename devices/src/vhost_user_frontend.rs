@@ -71,6 +71,7 @@ use crate::worker::Call;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
+const GET_CONFIG: u32 = 24;
 const SET_STATUS: u32 = 39;
 const GET_SHARED_OBJECT: u32 = 41;
 
@@ -150,7 +151,7 @@ impl VhostUserFrontend {
             legacy = self.negotiate_protocol(options)?;
         }
         let queues = self.query_queues()?;
-        let regions = self.query_regions(options, legacy)?;
+        let regions = self.regions(options, legacy)?;
         self.connected = true;
         Ok(BackendInfo {
             virtio_features: self.offered,
@@ -167,34 +168,45 @@ impl VhostUserFrontend {
     /// # Errors
     /// [`Error::NotNegotiated`] if the backend takes none; [`Error::Vhost`].
     pub fn open_request_channel(&mut self, socket: impl AsFd) -> Result<(), Error> {
-        if !self.has(BACKEND_REQ) {
-            return Err(Error::NotNegotiated {
-                feature: "BACKEND_REQ",
-            });
-        }
+        self.check_takes_channel()?;
         let raw = socket.as_fd().as_raw_fd();
         self.command("SET_BACKEND_REQ_FD", |client| {
             client.set_backend_request_fd(&raw)
         })
     }
 
+    /// Fails if the backend takes no request channel.
+    ///
+    /// # Errors
+    /// [`Error::NotNegotiated`].
+    pub fn check_takes_channel(&self) -> Result<(), Error> {
+        if self.has(BACKEND_REQ) {
+            return Ok(());
+        }
+        Err(Error::NotNegotiated {
+            feature: "BACKEND_REQ",
+        })
+    }
+
     /// Reads `len` bytes of configuration space.
     ///
     /// # Errors
-    /// [`Error::ConfigBounds`], [`Error::NotNegotiated`]; [`Error::Vhost`] if the backend refuses.
+    /// [`Error::ConfigBounds`], [`Error::NotNegotiated`]; [`Error::Raw`] if the backend refuses.
     pub fn read_config(&mut self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
         self.check_config(offset, u64::from(len))?;
-        let len_in_memory = usize::try_from(len).expect("bounded by a page");
-        let (_, bytes) = self
-            .client
-            .get_config(
-                offset,
-                len,
-                VhostUserConfigFlags::empty(),
-                &vec![0; len_in_memory],
-            )
-            .map_err(in_request("GET_CONFIG"))?;
-        Ok(bytes)
+        // A backend that can't answers without a payload, for which `vhost` would wait for ever.
+        let head = [offset, len, 0].map(u32::to_ne_bytes);
+        let head = head.as_flattened();
+        let len = usize::try_from(len).expect("bounded by a page");
+        let mut payload = vec![0; head.len() + len];
+        payload[..head.len()].copy_from_slice(head);
+        let answer = self.raw.query_like(GET_CONFIG, &payload)?;
+        let (answered, bytes) = answer.split_at(head.len());
+        // Offset and size; the flags mean nothing here.
+        if answered[..8] != head[..8] {
+            return Err(Error::ConfigAnswer { offset, len });
+        }
+        Ok(bytes.to_vec())
     }
 
     /// Writes configuration space, as the driver does.

@@ -186,7 +186,10 @@ impl Control {
             Err(error) => {
                 let exit = error.fatal();
                 let message = format!("{:#}", anyhow::Error::from(error));
-                error!("{message}");
+                // The VMM decides what to make of the others; a guest may cause them as often as it likes.
+                if exit.is_some() {
+                    error!("{message}");
+                }
                 (ControlResponse::Failed(Failure { message }), exit)
             }
         };
@@ -283,6 +286,7 @@ impl Control {
     /// Gives the backend a request channel. The worker serves it before the backend knows of it.
     fn open_channel(&mut self) -> Result<(), ServeError> {
         let negotiated = self.negotiated.ok_or(ServeError::NotConnected)?;
+        self.frontend.check_takes_channel()?;
         let (ours, theirs) = self.spare_channels.pop().ok_or(ServeError::NoChannelLeft)?;
         let channel = RequestChannel::new(
             ours,

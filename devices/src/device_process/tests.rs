@@ -225,6 +225,18 @@ fn start_before_connect_is_refused() {
 }
 
 #[test]
+fn start_of_a_backend_that_takes_no_channel_costs_none() {
+    let device = Device::new(Script {
+        protocol_features: 0,
+        ..Script::default()
+    });
+    device.connect();
+    let message = device.fails(&ControlRequest::Start);
+    assert!(message.contains("BACKEND_REQ"), "{message}");
+    assert_eq!(device.stats().channels, 0);
+}
+
+#[test]
 fn start_more_often_than_there_are_channels_is_refused() {
     let (script, channels) = with_channel();
     let device = Device::new(script);

@@ -18,6 +18,14 @@ pub enum Error {
     /// The backend is set up already.
     #[error("the main channel is set up already")]
     AlreadyConnected,
+    /// The backend answers for another part of the configuration space.
+    #[error("configuration space: the answer is not for {len} bytes at {offset:#x}")]
+    ConfigAnswer {
+        /// The first byte.
+        offset: u32,
+        /// How many.
+        len: usize,
+    },
     /// A range of configuration space is empty, too long or overflows.
     #[error(
         "configuration space: {len} bytes at {offset:#x} are not within the first {MAX_CONFIG_BYTES} bytes"
@@ -93,9 +101,8 @@ impl Error {
         use vhost::vhost_user::Error as Wire;
         match self {
             Self::Raw(RawError::Closed { .. } | RawError::Socket { .. }) => Some(Exit::BackendGone),
-            Self::Raw(RawError::NotTheReply { .. } | RawError::ReplySize { .. }) => {
-                Some(Exit::BackendProtocol)
-            }
+            Self::Raw(RawError::NotTheReply { .. } | RawError::ReplySize { .. })
+            | Self::ConfigAnswer { .. } => Some(Exit::BackendProtocol),
             Self::Vhost {
                 source: vhost::Error::VhostUserProtocol(wire),
                 ..

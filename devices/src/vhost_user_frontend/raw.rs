@@ -49,6 +49,12 @@ pub enum RawError {
         /// The flags in the reply.
         flags: u32,
     },
+    /// The backend answered with nothing, which means that it could not do it.
+    #[error("request {code}: the backend can't answer it")]
+    Refused {
+        /// The request's code.
+        code: u32,
+    },
     /// The reply's payload has the wrong length.
     #[error("request {code}: the reply has {got} bytes, not {want}")]
     ReplySize {
@@ -128,6 +134,22 @@ impl RawChannel {
         let mut payload = vec![0; usize::try_from(size).expect("a u32 fits a usize on Linux")];
         self.read(code, &mut payload)?;
         Ok(payload)
+    }
+
+    /// Sends a request whose answer has a payload of the same length, or none if the backend can't.
+    pub(super) fn query_like(&self, code: u32, payload: &[u8]) -> Result<Vec<u8>, RawError> {
+        self.send(code, 0, payload, None)?;
+        let got = self.reply_header(code)?;
+        let want = u32::try_from(payload.len()).expect("requests are small");
+        if got == 0 {
+            return Err(RawError::Refused { code });
+        }
+        if got != want {
+            return Err(RawError::ReplySize { code, got, want });
+        }
+        let mut answer = vec![0; payload.len()];
+        self.read(code, &mut answer)?;
+        Ok(answer)
     }
 
     /// Sends a request and returns the descriptor of its answer, which may have none.
@@ -302,6 +324,16 @@ mod tests {
                 want: 8
             }
         ));
+    }
+
+    #[test]
+    fn query_like_answered_with_nothing_is_a_refusal() {
+        let (channel, mut backend) = pair();
+        for word in [24_u32, 5, 0] {
+            backend.write_all(&word.to_ne_bytes()).unwrap();
+        }
+        let error = channel.query_like(24, &[0; 16]).unwrap_err();
+        assert!(matches!(error, RawError::Refused { code: 24 }));
     }
 
     #[test]

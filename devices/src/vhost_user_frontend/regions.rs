@@ -11,6 +11,7 @@ use crate::control::ConnectOptions;
 use crate::control::RegionSource;
 use crate::shmem_config;
 use crate::shmem_config::MAX_REGIONS;
+use crate::shmem_config::ShmemConfigError;
 use crate::shmem_config::ShmemRegion;
 
 const GET_SHMEM_CONFIG: u32 = 44;
@@ -20,7 +21,25 @@ const GET_SHARED_MEMORY_REGIONS: u32 = 1004;
 const LEGACY_REGION_BYTES: usize = 16;
 
 impl VhostUserFrontend {
-    pub(super) fn query_regions(
+    pub(super) fn regions(
+        &mut self,
+        options: &ConnectOptions,
+        legacy: Option<u8>,
+    ) -> Result<Vec<ShmemRegion>, Error> {
+        let regions = self.query_regions(options, legacy)?;
+        let reserved = regions
+            .iter()
+            .find(|region| Some(region.shmid) == options.notifier_region);
+        match reserved {
+            Some(region) => Err(ShmemConfigError::Reserved {
+                shmid: region.shmid,
+            }
+            .into()),
+            None => Ok(regions),
+        }
+    }
+
+    fn query_regions(
         &mut self,
         options: &ConnectOptions,
         legacy: Option<u8>,

@@ -117,6 +117,24 @@ fn connect_with_a_hostile_count_fails_and_is_not_fatal() {
 }
 
 #[test]
+fn connect_to_a_backend_that_claims_the_vmms_region_fails() {
+    let (mut frontend, _backend) = connected(Script {
+        shmem: (1, vec![(200, 0x1000)]),
+        ..Script::default()
+    });
+    let error = frontend
+        .connect(&ConnectOptions {
+            notifier_region: Some(200),
+            ..ConnectOptions::default()
+        })
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        Error::ShmemConfig(ShmemConfigError::Reserved { shmid: 200 })
+    ));
+}
+
+#[test]
 fn connect_with_given_regions_does_not_ask() {
     let (mut frontend, backend) = connected(Script::default());
     let given = vec![ShmemRegion {

@@ -173,6 +173,10 @@ impl Worker {
 
     /// Ends the channel for a reason that the backend gave, says so, and drops the mappings.
     pub(super) fn close_channel(&mut self, error: &ChannelError) {
+        if self.channel.is_none() {
+            // What it had left to say has ended it already.
+            return;
+        }
         let reason = closed_reason(error);
         match &reason {
             ChannelClosed::BrokenFraming { detail } => {
