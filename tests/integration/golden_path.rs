@@ -4,6 +4,7 @@ use std::fs;
 
 use fixture::Script;
 use fixture::TestVm;
+use serde_json::Value;
 use serde_json::json;
 
 use crate::rig::BINARY;
@@ -115,4 +116,12 @@ fn reset_drops_the_mappings_and_the_backend_maps_again() {
         vm.process.event("reset")["generation"],
         report["generation"]
     );
+}
+
+#[test]
+fn config_change_reaches_the_vmm() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.channel.request(2, &[], &[]), 0);
+    let event = rig.vm.process.event("config_changed");
+    assert_ne!(event["device"], Value::Null);
 }
