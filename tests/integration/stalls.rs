@@ -82,13 +82,16 @@ fn peer_that_never_reads_replies_stalls_nobody_and_costs_little() {
     let rig = Rig::new();
     let device = device_pid(&rig.vm.status());
     rustix::io::ioctl_fionbio(&rig.channel, true).expect("a socket");
-    // Config changes are answered without the service. Send until nothing more fits anywhere on the way.
-    let message = Message::bytes(2, 9, &[]);
+    // Unmaps of what is not mapped: they go to the service and back. Send until nothing more fits anywhere on the way.
+    let mut payload = [0; 40];
+    payload[24..32].copy_from_slice(&PAGE.to_ne_bytes());
+    let message = Message::bytes(10, 9, &payload);
     let mut sent = 0_u64;
     let mut refused = 0;
     while refused < 3 {
         match rustix::net::send(&rig.channel, &message, rustix::net::SendFlags::NOSIGNAL) {
-            Ok(_) => {
+            Ok(len) => {
+                assert_eq!(len, message.len(), "a message goes whole or not at all");
                 sent += 1;
                 refused = 0;
             }
