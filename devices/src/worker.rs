@@ -5,6 +5,9 @@
 //! that is stopped, a main thread that waits for the backend: none keeps it from the kill event, and what waits is
 //! bounded: a number of requests, one unsent batch, one socket buffer of replies.
 //!
+//! One thing it can't help: closing a descriptor of a file system that the backend itself serves (FUSE) waits for the
+//! backend. That stalls this device and no other; the VMM's deadlines and its removal of the device do not depend on it.
+//!
 //! An accepted request costs no heap allocation and no line in the log. Requests that are ready together travel to the
 //! service together; a request that comes alone leaves at once, and a backend that is seen to send ahead is read until
 //! its socket is empty or a batch is full.

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::control::MAX_CONFIG_BYTES;
 use crate::shmem_config::ShmemConfigError;
 
-/// What a call of [`DeviceProcess`] can fail with.
+/// What a call of [`DeviceProcess`](super::DeviceProcess) can fail with.
 #[sorted]
 #[derive(Debug, Error)]
 pub enum Error {

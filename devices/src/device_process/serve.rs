@@ -333,6 +333,11 @@ impl Control {
         // Even if the backend refuses: the VMM drops the mappings, and the worker waits until it has.
         let reset = self.frontend.reset();
         self.worker.hold()?;
+        // The driver's features are gone with the rest.
+        if let Some(negotiated) = &mut self.negotiated {
+            negotiated.virtio_features = self.frontend.transport_features();
+            self.worker.activate(*negotiated, Vec::new())?;
+        }
         Ok(reset?)
     }
 

@@ -280,6 +280,14 @@ fn iotlb() -> Result<(), Skip> {
         .device
         .invalidate_iotlb(0x5000, PAGE)
         .expect("invalidate");
+    // A reset takes the driver's features away, and misses with them.
+    let service = bench.service.handle();
+    bench
+        .device
+        .reset(&service, bench.device_id)
+        .expect("reset");
+    send(&channel, 1, NEED_REPLY, &miss, None);
+    assert_eq!(read_reply(&channel), (1, -i64::from(libc::ENOTSUP)));
     bench.device.shutdown().expect("report");
     drop(seen_by_backend);
     let seen = bench.backend.join().expect("the backend's list");
