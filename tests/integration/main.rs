@@ -18,6 +18,7 @@ mod demo;
 mod files_backend;
 mod golden_path;
 mod guest;
+mod guest_driver;
 mod jail_proof;
 mod options;
 mod real_peers;
