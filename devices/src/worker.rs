@@ -55,6 +55,15 @@ use crate::control::WorkerStats;
 /// The most requests that wait for the service's answers; beyond it the channel is not read.
 pub const MAX_IN_FLIGHT: usize = 256;
 
+/// How long the worker waits for the answer to a request that is alone, before it looks at everything else again.
+const ANSWER_WAIT: Duration = Duration::from_millis(2);
+
+/// After so many requests that came alone the next ones are expected to.
+const ALONE: u32 = 4;
+
+/// Every so many requests that came alone it is tried whether more have been sent meanwhile.
+const ALONE_PROBE: u32 = 16;
+
 /// Reads of the channel between two looks at the other sources.
 const READS_PER_WAKE: usize = MAX_BATCH;
 
@@ -144,6 +153,8 @@ pub struct Worker {
     channel: Option<RequestChannel>,
     channel_interest: Option<EventType>,
     channel_refusals: u64,
+    /// Reads in a row that found nothing under way and brought one piece: the backend waits for each answer.
+    alone: u32,
     service: BatchClient,
     memory_interest: EventType,
     waiting: VecDeque<Waiting>,
@@ -175,6 +186,10 @@ impl Worker {
     /// What creating an event or a wait context fails with.
     pub fn new(config: WorkerConfig) -> Result<Self, base::Error> {
         let command_event = Event::new()?;
+        config
+            .memory
+            .set_recv_timeout(Some(ANSWER_WAIT))
+            .map_err(|_| base::Error::last())?;
         let service = BatchClient::new(config.memory, config.generation);
         let wait = WaitContext::build_with(&[
             (&command_event, Token::Command),
@@ -194,6 +209,7 @@ impl Worker {
             channel: None,
             channel_interest: None,
             channel_refusals: 0,
+            alone: 0,
             service,
             memory_interest: EventType::Read,
             waiting: VecDeque::with_capacity(MAX_IN_FLIGHT + MAX_BATCH + 1),
@@ -274,6 +290,9 @@ impl Worker {
         if let Some(exit) = self.ask_service() {
             return Ok(Some(exit));
         }
+        if let Some(exit) = self.await_answer() {
+            return Ok(Some(exit));
+        }
         self.flush_replies();
         self.update_interest()?;
         Ok(None)
@@ -342,31 +361,45 @@ impl Worker {
 
     /// Reads the channel as far as is due in one wake and handles what is complete.
     fn read_channel(&mut self) {
-        // Whoever sends before the last answer is there sends ahead: look for more before asking the service.
-        let reads = if self.waiting.is_empty() {
-            1
-        } else {
+        // Whoever sends before the last answer is there sends ahead: look for more before asking the service. Whoever
+        // always waited so far may have begun to send ahead, which only a further look shows.
+        let sends_ahead = !self.waiting.is_empty();
+        let probe = self.alone > 0 && self.alone.is_multiple_of(ALONE_PROBE);
+        let most = if sends_ahead || probe {
             READS_PER_WAKE
+        } else {
+            1
         };
-        for _ in 0..reads {
+        let read = self.read_up_to(most);
+        if read > usize::from(!sends_ahead) {
+            self.alone = 0;
+        } else if read == 1 {
+            self.alone = self.alone.saturating_add(1);
+        }
+    }
+
+    /// Reads at most `most` times and returns how often there was something.
+    fn read_up_to(&mut self, most: usize) -> usize {
+        for read in 0..most {
             let Some(channel) = &mut self.channel else {
-                return;
+                return read;
             };
             let received = channel.receive();
             match received {
                 Ok(Received::Bytes(_)) => self.decode(),
                 Ok(Received::WouldBlock | Received::Full) => {
                     self.decode();
-                    return;
+                    return read;
                 }
                 Err(error) => {
                     // What was complete before the end still counts.
                     self.decode();
                     self.close_channel(&error);
-                    return;
+                    return read;
                 }
             }
         }
+        most
     }
 
     /// Cancels everything that the channel's socket holds now.

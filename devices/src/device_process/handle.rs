@@ -150,7 +150,7 @@ impl DeviceProcess {
                 level: config.sandbox.level,
                 violation: config.sandbox.violation,
                 environment: &[],
-                stderr: Stderr::Forward,
+                stderr: Stderr::Inherit,
             })
             .map_err(Error::Spawn)?;
         Ok(Self {

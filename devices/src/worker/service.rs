@@ -3,6 +3,7 @@
 use base::EventType;
 use base::TubeError;
 use base::error;
+use vm_control::ResponseBatch;
 use vm_control::VmMemoryRequest;
 use vm_control::VmMemoryResponse;
 use vmm_vhost::ChannelError;
@@ -10,6 +11,7 @@ use vmm_vhost::Flush;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::Ticket;
 
+use super::ALONE;
 use super::Intake;
 use super::MAX_IN_FLIGHT;
 use super::Token;
@@ -27,18 +29,44 @@ impl Worker {
         loop {
             match self.service.try_recv() {
                 Ok(Some(batch)) => {
-                    for response in batch.responses {
-                        let Some(waiting) = self.waiting.pop_front() else {
-                            error!("the mapping service answers what was not asked");
-                            return Some(WorkerExit::ServiceGone);
-                        };
-                        self.finish(waiting, &response);
+                    if let Some(exit) = self.finish_all(batch) {
+                        return Some(exit);
                     }
                 }
                 Ok(None) => return None,
                 Err(error) => return Some(service_gone(&error)),
             }
+            // The last answer is there: nothing more can come, and no call is spent to hear so.
+            if self.waiting.is_empty() {
+                return None;
+            }
         }
+    }
+
+    /// Waits a little for the answer where exactly one request is under way and its backend waits, too.
+    ///
+    /// The wait context would say the same with one more system call. The wait is over after [`ANSWER_WAIT`](super::ANSWER_WAIT)
+    /// at the latest, so that a VMM which stands still holds up nothing else for longer.
+    pub(super) fn await_answer(&mut self) -> Option<WorkerExit> {
+        if self.alone < ALONE || self.waiting.len() != 1 || !self.service.is_empty() {
+            return None;
+        }
+        match self.service.recv_within_timeout() {
+            Ok(Some(batch)) => self.finish_all(batch),
+            Ok(None) => None,
+            Err(error) => Some(service_gone(&error)),
+        }
+    }
+
+    fn finish_all(&mut self, batch: ResponseBatch) -> Option<WorkerExit> {
+        for response in batch.responses {
+            let Some(waiting) = self.waiting.pop_front() else {
+                error!("the mapping service answers what was not asked");
+                return Some(WorkerExit::ServiceGone);
+            };
+            self.finish(waiting, &response);
+        }
+        None
     }
 
     fn finish(&mut self, waiting: Waiting, response: &VmMemoryResponse) {
