@@ -3,7 +3,9 @@
 //! The gate itself lives in the crates below this one. Here are a small VMM that shows it working, the tools
 //! around it, and nothing that another VMM would need.
 
+pub mod bench;
 pub mod cli;
+pub mod conform;
 pub mod control;
 pub mod demo;
 pub mod vmm;

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod backend;
+pub mod conform;
 pub mod ctl;
 pub mod device;
 pub mod event_printer;
@@ -27,6 +28,7 @@ use args::Command;
 use failure::Failure;
 use failure::usage_line;
 
+use crate::bench;
 use crate::demo;
 use crate::vmm;
 
@@ -65,6 +67,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Backend(command) => backend::run(command),
         Command::Ctl(arguments) => ctl::run(arguments),
         Command::Policy(command) => policy::run(command),
+        Command::Conform(command) => conform::run(command),
+        Command::Bench(arguments) => Ok(bench::run(&arguments)?),
+        Command::BenchRole(arguments) => Ok(bench::run_role(&arguments)?),
     }
 }
 

@@ -12,6 +12,7 @@ mod daemon;
 mod rig;
 
 mod channel;
+mod conformance;
 mod control;
 mod deaths;
 mod demo;

@@ -11,7 +11,6 @@ mod inside;
 mod probes;
 mod runner;
 mod spawned;
-mod usage;
 
 use std::env;
 use std::process::ExitCode;
@@ -37,7 +36,6 @@ fn main() -> ExitCode {
         inside::TESTS,
         probes::TESTS,
         spawned::TESTS,
-        usage::TESTS,
     ];
     let tests = tests.concat();
     runner::main(&arguments, &tests)

@@ -1,6 +1,7 @@
 //! The command line as types. What the arguments mean is decided elsewhere.
 
 pub mod backend;
+pub mod conform;
 pub mod ctl;
 pub mod demo;
 pub mod policy;
@@ -13,10 +14,14 @@ use clap::Parser;
 use clap::Subcommand;
 
 use backend::BackendCommand;
+use conform::ConformCommand;
 use ctl::CtlArguments;
 use demo::DemoArguments;
 use policy::PolicyCommand;
 use run::RunArguments;
+
+use crate::bench::BenchArgs;
+use crate::bench::RoleArgs;
 
 /// What a first use looks like.
 const EXAMPLE: &str = "\
@@ -70,4 +75,12 @@ pub enum Command {
     /// Check, show and explain seccomp policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Check any vhost-user frontend against the rules of the backend request channel.
+    #[command(subcommand)]
+    Conform(ConformCommand),
+    /// Measure the request path beside what the kernel alone costs.
+    Bench(BenchArgs),
+    /// Be a process of the benchmark.
+    #[command(hide = true)]
+    BenchRole(RoleArgs),
 }
