@@ -44,10 +44,10 @@ fn file(path: &Path, text: &str) -> Vec<Finding> {
     }
     let allows_unsafe =
         text.contains("expect(unsafe_code") || text.contains("expect(\n    unsafe_code");
-    if allows_unsafe && !text.contains("// UNSAFETY:") {
+    if allows_unsafe && !text.contains("UNSAFETY:") {
         findings.push(Finding::of(
             path,
-            "expects unsafe_code without a line `// UNSAFETY: why safe code can't`",
+            "expects unsafe_code without a comment `UNSAFETY: why safe code can't`",
         ));
     }
     for (index, line) in text.lines().enumerate() {
@@ -131,7 +131,7 @@ mod tests {
     fn unsafe_file_without_unsafety_line_is_found() {
         assert_eq!(
             found(concat!("//! A file.\n#![exp", "ect(unsafe_code)]\n")),
-            ["a/src/lib.rs: expects unsafe_code without a line `// UNSAFETY: why safe code can't`"]
+            ["a/src/lib.rs: expects unsafe_code without a comment `UNSAFETY: why safe code can't`"]
         );
     }
 }
