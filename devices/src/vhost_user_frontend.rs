@@ -494,4 +494,6 @@ fn in_request(request: &'static str) -> impl FnOnce(vhost::Error) -> Error {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

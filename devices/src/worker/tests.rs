@@ -1,5 +1,6 @@
 //! The worker on a thread of the test, without a jail: a backend by hand at one end, the mapping service at the other.
 
+mod hostile;
 mod messages;
 
 use std::io::Read;
