@@ -24,19 +24,10 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) const NEED_REPLY: u32 = 8;
 
-/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, HOST_NOTIFIER, RESET_DEVICE, INBAND_NOTIFICATIONS, SHARED_OBJECT,
-/// DEVICE_STATE and SHMEM, by their bits.
-pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 0
-    | 1 << 3
-    | 1 << 5
-    | 1 << 9
-    | 1 << 10
-    | 1 << 11
-    | 1 << 13
-    | 1 << 14
-    | 1 << 18
-    | 1 << 19
-    | 1 << 22;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, HOST_NOTIFIER, RESET_DEVICE, SHARED_OBJECT, DEVICE_STATE and
+/// SHMEM, by their bits.
+pub(crate) const PROTOCOL_FEATURES: u64 =
+    1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 18 | 1 << 19 | 1 << 22;
 
 /// What a scripted backend says of itself.
 pub(crate) struct Script {

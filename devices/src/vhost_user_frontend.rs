@@ -407,7 +407,12 @@ impl VhostUserFrontend {
         self.command("SET_VRING_ADDR", |c| c.set_vring_addr(index, &rings))?;
         self.command("SET_VRING_BASE", |c| c.set_vring_base(index, queue.base))?;
         let acked = self.has(REPLY_ACK);
-        let call = calls.iter().find(|(of, _)| *of == queue.index);
+        // A backend that calls by message must not have the eventfd: it could fill it, and the worker would wait.
+        let call = if self.has(INBAND_NOTIFICATIONS) {
+            None
+        } else {
+            calls.iter().find(|(of, _)| *of == queue.index)
+        };
         let call = call.map(|(_, call)| call.as_fd());
         let no_call = if call.is_none() {
             VRING_NO_DESCRIPTOR

@@ -3,12 +3,9 @@
 #![expect(unsafe_code, reason = "turns inherited numbers into owned descriptors")]
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
-use std::os::fd::IntoRawFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::sync::Mutex;
@@ -67,22 +64,8 @@ pub fn take_inherited(number: RawFd) -> Result<OwnedFd, InheritError> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes sure that the three standard descriptors are open, so that nothing else gets their numbers.
-pub(crate) fn open_standard() -> io::Result<()> {
-    loop {
-        let null = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/null")?;
-        if null.as_raw_fd() >= FIRST_NAMED {
-            return Ok(());
-        }
-        // The number stays taken for as long as the process lives.
-        let _standard = null.into_raw_fd();
-    }
-}
-
-/// Closes all descriptors but the standard ones and those in `keep`.
+/// Closes all descriptors but the standard ones and those in `keep`. That the standard ones are open, the standard library has seen to
+/// before `main`.
 pub(crate) fn close_all_but(keep: &BTreeSet<RawFd>) -> io::Result<()> {
     let mut first = FIRST_NAMED;
     for &number in keep.range(FIRST_NAMED..) {
@@ -107,6 +90,8 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

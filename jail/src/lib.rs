@@ -50,3 +50,48 @@ pub use spawn::Stderr;
 pub use spawn::ViolatingCall;
 pub use violation::UnknownViolation;
 pub use violation::Violation;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::path::PathBuf;
+
+    /// All files below `folder`.
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("the folder is there");
+        let paths = entries.map(|entry| entry.expect("it can be read").path());
+        paths
+            .flat_map(|path| {
+                if path.is_dir() {
+                    files(&path)
+                } else {
+                    vec![path]
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn readme_names_tests_that_exist() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |path: &PathBuf| fs::read_to_string(path).expect("it is text");
+        let sources = [files(&root.join("src")), files(&root.join("tests"))].concat();
+        let sources: String = sources.iter().map(read).collect();
+        let readme = read(&root.join("README.md"));
+        let quoted = readme.split('`').skip(1).step_by(2);
+        let tests: Vec<_> = quoted
+            .filter_map(|word| word.split_once("::"))
+            .filter(|(module, name)| !module.contains(char::is_uppercase) && !name.is_empty())
+            .collect();
+        assert!(tests.len() > 25, "{}", tests.len());
+        for (module, name) in tests {
+            assert!(
+                sources.contains(&format!("fn {name}()")),
+                "{module}::{name}"
+            );
+            let listed = module == "tests" || sources.contains(&format!("\"{module}::{name}\""));
+            assert!(listed, "{module}::{name}");
+        }
+    }
+}

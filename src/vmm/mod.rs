@@ -7,6 +7,7 @@ pub mod config;
 mod device;
 mod device_state;
 pub mod events;
+pub mod frontend_device;
 mod holes;
 pub mod host;
 pub mod machine;

@@ -150,7 +150,7 @@ impl DeviceProcess {
                 level: config.sandbox.level,
                 violation: config.sandbox.violation,
                 environment: &[],
-                stderr: Stderr::Inherit,
+                stderr: Stderr::Forward,
             })
             .map_err(Error::Spawn)?;
         Ok(Self {

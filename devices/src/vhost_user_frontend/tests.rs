@@ -309,6 +309,23 @@ fn activate_sends_memory_and_queues_in_the_order_of_real_frontends() {
 }
 
 #[test]
+fn backend_that_calls_by_message_does_not_get_the_eventfd() {
+    let (mut frontend, backend) = connected(Script {
+        protocol_features: SUPPORTED & !STATUS,
+        ..Script::default()
+    });
+    frontend.connect(&ConnectOptions::default()).unwrap();
+    let (activation, calls) = with_calls(activation(vec![queue(1)]));
+    frontend.activate(&activation, &calls).unwrap();
+    drop(frontend);
+    let seen = backend.join().unwrap();
+    let call = seen.iter().find(|message| message.code == 13).unwrap();
+    // Queue 1, and the bit that says that there is no descriptor.
+    assert_eq!(call.payload, 0x101_u64.to_ne_bytes());
+    assert_eq!(call.descriptors, 0);
+}
+
+#[test]
 fn activate_without_queues_or_memory_sends_nothing() {
     let (mut frontend, backend) = connected(Script::default());
     frontend.connect(&ConnectOptions::default()).unwrap();

@@ -78,6 +78,8 @@ fn queues() -> Result<(), Skip> {
     let (script, channels) = script_with_channel();
     let mut bench = Bench::new(Script {
         queues: 64,
+        // INBAND_NOTIFICATIONS.
+        protocol_features: script.protocol_features | 1 << 14,
         ..script
     })?;
     let info = bench.start();

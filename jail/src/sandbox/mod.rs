@@ -163,7 +163,6 @@ fn enter_level(
             None => Ok(()),
         };
     }
-    descriptors::open_standard().at(Step::StandardDescriptors)?;
     descriptors::close_all_but(keep).at(Step::CloseDescriptors)?;
     let parent = if level == SandboxLevel::Full {
         let parent = namespaces::enter()?;

@@ -8,8 +8,6 @@ use std::io;
 pub enum Step {
     #[error("close_range")]
     CloseDescriptors,
-    #[error("open /dev/null")]
-    StandardDescriptors,
     #[error("sigaction")]
     Handlers,
     #[error("setgroups, setresgid and setresuid to nobody")]
@@ -109,9 +107,6 @@ impl Step {
             }
             Self::CloseDescriptors => {
                 "Linux 5.9 has it; a container's seccomp profile may forbid it"
-            }
-            Self::StandardDescriptors => {
-                "standard input, output and error are missing, and /dev/null can't be opened"
             }
             Self::Handlers
             | Self::Limits

@@ -27,7 +27,7 @@ const REFILL: Duration = Duration::from_millis(20);
 
 /// How long the end of a process waits for its last lines. They are there already; only a reader of our own standard error that does not
 /// read keeps them back.
-const LAST_LINES: Duration = Duration::from_millis(100);
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The thread that passes lines on. It ends with the last holder of the pipe.
 #[derive(Debug)]

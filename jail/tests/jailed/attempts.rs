@@ -126,10 +126,16 @@ const ATTEMPTS: &[Attempt] = &[
         || call(libc::SYS_mlockall, &[3]),
         libc::EPERM,
     ),
+    ("fill a memory file", fill_a_memory_file, libc::EFBIG),
     (
-        "write a large file",
-        || call(libc::SYS_memfd_create, &[0, 0]),
-        libc::EFAULT,
+        "raise a capability",
+        || prctl(&[libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, 21]),
+        libc::EPERM,
+    ),
+    (
+        "allow executable memory",
+        || prctl(&[libc::PR_SET_MDWE, 0]),
+        libc::EPERM,
     ),
     (
         "join a namespace",
@@ -225,6 +231,16 @@ fn result(result: i64) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+fn prctl(arguments: &[i32]) -> io::Result<()> {
+    let arguments: Vec<i64> = arguments.iter().copied().map(i64::from).collect();
+    call(libc::SYS_prctl, &arguments)
+}
+
+fn fill_a_memory_file() -> io::Result<()> {
+    let file = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC)?;
+    Ok(rustix::fs::ftruncate(file, 4096)?)
 }
 
 fn connect_to_the_network() -> io::Result<()> {

@@ -150,6 +150,7 @@ fn act(
         "hold-nothing" => loop {
             thread::park();
         },
+        "read" => success(io::stdin().read(&mut [0]).is_ok_and(|len| len == 0)),
         "panic" => panic!("on purpose"),
         "abort" => process::abort(),
         "out-of-memory" => out_of_memory(),

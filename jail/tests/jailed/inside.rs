@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 
 use jail::End;
+use jail::Limits;
 use jail::SandboxLevel;
 use jail::Violation;
 
@@ -16,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
         "inside::status_shows_no_privilege",
         status_shows_no_privilege,
     ),
+    ("inside::limits_are_low", limits_are_low),
     ("inside::namespaces_differ", namespaces_differ),
     (
         "inside::descriptors_are_the_named_ones",
@@ -61,6 +63,34 @@ fn status_shows_no_privilege() {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+fn limits_are_low() {
+    for level in LEVELS {
+        let held = hold(level, Violation::Trap);
+        let limits = fs::read_to_string(format!("/proc/{}/limits", held.child.pid()));
+        let limits = limits.expect("everybody may look");
+        let wanted = Limits::default();
+        for (name, value) in [
+            ("Max file size", 0),
+            ("Max core file size", 0),
+            ("Max processes", 0),
+            ("Max open files", wanted.open_files),
+            ("Max locked memory", 0),
+            ("Max address space", wanted.address_space),
+            ("Max msgqueue size", 0),
+            ("Max realtime priority", 0),
+        ] {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name));
+            let line = line.unwrap_or_else(|| panic!("no {name}"));
+            let both: Vec<_> = line.split_whitespace().take(2).map(str::to_owned).collect();
+            assert_eq!(
+                both,
+                [value.to_string(), value.to_string()],
+                "{level} {name}"
+            );
+        }
+    }
 }
 
 fn namespaces_differ() {

@@ -11,6 +11,7 @@ mod inside;
 mod probes;
 mod runner;
 mod spawned;
+mod usage;
 
 use std::env;
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         inside::TESTS,
         probes::TESTS,
         spawned::TESTS,
+        usage::TESTS,
     ];
     let tests = tests.concat();
     runner::main(&arguments, &tests)

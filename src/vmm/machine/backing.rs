@@ -1,6 +1,6 @@
 //! What lies behind the guest addresses of a shared memory region, and the table of all of them.
-//!
-//! UNSAFETY: [`Backing`] is an unsafe trait, because the address that it gives is put under the guest.
+
+// UNSAFETY: Backing is an unsafe trait, because the address that it gives is put under the guest.
 #![expect(
     unsafe_code,
     reason = "declares and implements the unsafe trait Backing"

@@ -1,6 +1,6 @@
 //! The guest as its callers see it: a thread that carries out orders, each within a deadline.
-//!
-//! UNSAFETY: the vCPU's thread is kicked out of KVM by a signal of its own.
+
+// UNSAFETY: the vCPU's thread is kicked out of KVM by a signal of its own.
 #![expect(
     unsafe_code,
     reason = "sigaction and pthread_kill have no safe form here"

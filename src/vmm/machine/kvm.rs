@@ -2,8 +2,8 @@
 //!
 //! Interrupts go from an eventfd through the kernel to the guest's local APIC, as messages: line 0 is vector 0x30. There is
 //! no table for a guest to program, since ours would only ever write this one.
-//!
-//! UNSAFETY: KVM is told host addresses and maps what is there into the guest.
+
+// UNSAFETY: KVM is told host addresses and maps what is there into the guest.
 #![expect(
     unsafe_code,
     reason = "KVM takes host addresses, EventFd takes a raw descriptor"
@@ -29,6 +29,7 @@ use kvm_bindings::kvm_irq_routing_msi;
 use kvm_bindings::kvm_lapic_state;
 use kvm_bindings::kvm_sregs;
 use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::IoEventAddress;
 use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
@@ -143,14 +144,28 @@ impl VirtualMachine {
 
     /// Lets an event interrupt the guest; [`Self::disconnect`] takes it back. The result is the kernel's name for it.
     pub(super) fn connect(&self, line: u8, event: &Event) -> Result<EventFd, Error> {
-        let event = event.try_clone().map_err(Error::Event)?;
-        let descriptor = event.into_raw_descriptor();
-        // SAFETY: the descriptor was just given up by its owner, so that the EventFd is the only one.
-        let event = unsafe { EventFd::from_raw_fd(descriptor) };
+        let event = own(event)?;
         self.fd
             .register_irqfd(&event, u32::from(line))
             .map_err(Error::kvm("KVM_IRQFD"))?;
         Ok(event)
+    }
+
+    /// Lets the guest signal an event by writing a value of 32 bits to an address; [`Self::unring`] takes it back. The
+    /// result is the kernel's name for it.
+    pub(super) fn ring(&self, address: u64, value: u32, event: &Event) -> Result<EventFd, Error> {
+        let event = own(event)?;
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
+            .map_err(Error::kvm("KVM_IOEVENTFD"))?;
+        Ok(event)
+    }
+
+    /// Undoes [`Self::ring`].
+    pub(super) fn unring(&self, address: u64, value: u32, event: &EventFd) -> Result<(), Error> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(Error::kvm("KVM_IOEVENTFD"))
     }
 
     /// Undoes [`Self::connect`].
@@ -225,6 +240,14 @@ impl VirtualMachine {
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))
     }
+}
+
+/// Makes of an event what kvm-ioctls wants.
+fn own(event: &Event) -> Result<EventFd, Error> {
+    let event = event.try_clone().map_err(Error::Event)?;
+    let descriptor = event.into_raw_descriptor();
+    // SAFETY: the descriptor was just given up by its owner, so that the EventFd is the only one.
+    Ok(unsafe { EventFd::from_raw_fd(descriptor) })
 }
 
 /// The virtual processor and the state that it is reset to.

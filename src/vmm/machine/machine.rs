@@ -21,6 +21,7 @@ use super::agent::MAX_ORDER_BYTES;
 use super::backing::Slots;
 use super::backing::check_reach;
 use super::cpu;
+use super::doorbell::Doorbells;
 use super::driver;
 use super::driver::DriverConfig;
 use super::driver::GuestDriver;
@@ -234,6 +235,11 @@ impl Machine {
     /// [`Error::NoLine`] if all are in use; [`Error::Kvm`] for an event that is connected already.
     pub fn connect_interrupt(&self, event: &Event) -> Result<IrqLine, Error> {
         IrqLine::connect(&self.shared, event)
+    }
+
+    /// Returns what makes doorbells at an address.
+    pub fn doorbells(&self, address: u64) -> Doorbells {
+        Doorbells::new(&self.shared, address)
     }
 
     /// Gives orders that are yet to come another deadline.

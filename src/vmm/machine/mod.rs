@@ -11,6 +11,7 @@
 mod agent;
 mod backing;
 mod cpu;
+mod doorbell;
 pub mod driver;
 mod error;
 mod guest;
@@ -29,11 +30,13 @@ mod memory;
 mod vcpu;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use agent::host_sum;
 pub use backing::Backing;
 pub use backing::MemslotConfig;
+pub use doorbell::Doorbell;
+pub use doorbell::Doorbells;
 pub use driver::DriverConfig;
 pub use driver::DriverStep;
 pub use driver::GuestDriver;

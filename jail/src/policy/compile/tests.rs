@@ -2,6 +2,7 @@
 //! `Policy::decide` reads the rules. Policies and calls are generated, for all architectures.
 
 use proptest::collection::vec;
+use proptest::prelude::ProptestConfig;
 use proptest::prelude::any;
 use proptest::prop_assert_eq;
 use proptest::prop_oneof;
@@ -276,6 +277,8 @@ fn policy_and_calls() -> impl Strategy<Value = (Policy, Vec<(usize, [u64; 6])>)>
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     #[test]
     fn filter_and_source_give_the_same_answer((policy, calls) in policy_and_calls()) {
         let arch = policy.arch();

@@ -95,7 +95,7 @@ impl VirtioDevice for Reverser {
 }
 
 /// Takes the request with this number from a queue, with nothing but the specification's structures.
-fn serve(memory: &GuestMemory, queue: &QueueSetup, number: u16) {
+pub(in crate::vmm) fn serve(memory: &GuestMemory, queue: &QueueSetup, number: u16) {
     let memory = memory.inner();
     let slot = u64::from(number % queue.size);
     let available: u16 = memory

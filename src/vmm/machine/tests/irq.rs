@@ -139,3 +139,49 @@ fn copy_over_the_end_of_a_device_is_half_hole() {
     assert_eq!(access.missing, 8);
     assert_eq!(bytes, [255, 255, 255, 255, 0, 1, 2, 3, 255, 255, 255, 255]);
 }
+
+#[test]
+fn doorbell_takes_its_value_and_leaves_others_to_the_bus() {
+    let Some(vm) = Fixture::new(GuestKind::Kvm, HolePolicy::AllOnes, 1) else {
+        return;
+    };
+    let address = 0xd000_0000;
+    let device = Arc::new(Mutex::new(Register::default()));
+    let bus_device = Arc::<Mutex<Register>>::clone(&device);
+    vm.machine.bus().insert(address, 0x100, bus_device).unwrap();
+    let event = Event::new().unwrap();
+    let doorbells = vm.machine.doorbells(address + 0x50);
+    let doorbell = doorbells.connect(7, &event).unwrap().unwrap();
+    let error = doorbells.connect(7, &event).err().unwrap();
+    assert!(
+        matches!(
+            error,
+            Error::Kvm {
+                operation: "KVM_IOEVENTFD",
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    // The guest's agent writes bytes, so the doorbell of 32 bits is for the driver's tests; a byte goes to the bus.
+    vm.machine.poke(address + 0x50, &[7]).unwrap();
+    assert_eq!(device.lock().unwrap().last, Some((0x50, 7)));
+    let timed_out = event.wait_timeout(Duration::ZERO).unwrap();
+    assert_eq!(timed_out, base::EventWaitResult::TimedOut);
+    drop(doorbell);
+    let _again = doorbells.connect(7, &event).unwrap().unwrap();
+}
+
+#[test]
+fn doorbell_does_not_keep_the_machine() {
+    let Some(machine) = open(GuestKind::Kvm, MachineConfig::default()) else {
+        return;
+    };
+    let event = Event::new().unwrap();
+    let doorbells = machine.doorbells(0xd000_0050);
+    let doorbell = doorbells.connect(0, &event).unwrap();
+    assert!(doorbell.is_some());
+    drop(machine);
+    assert!(doorbells.connect(1, &event).unwrap().is_none());
+}

@@ -3,7 +3,7 @@
 //! Where KVM is not usable a test says that it was skipped; with `CI` in the environment that is a failure.
 
 mod access;
-mod driver;
+pub(in crate::vmm) mod driver;
 mod holes;
 mod irq;
 mod lifetime;
@@ -115,7 +115,7 @@ fn slot_config(guest_address: u64, arena: &TestArena) -> MemslotConfig {
 }
 
 /// Makes a machine of a kind. None: skipped, because there is no KVM.
-fn open(kind: GuestKind, config: MachineConfig) -> Option<Machine> {
+pub(in crate::vmm) fn open(kind: GuestKind, config: MachineConfig) -> Option<Machine> {
     match kind {
         GuestKind::None => Some(Machine::without_guest(config).unwrap()),
         GuestKind::Kvm => match Machine::open(config) {
