@@ -25,6 +25,7 @@
 mod error;
 mod event;
 mod executor;
+mod first;
 mod io_source;
 mod kind;
 mod poller;
@@ -37,6 +38,8 @@ pub use error::AsyncResult;
 pub use error::Error;
 pub use event::EventAsync;
 pub use executor::Executor;
+pub use first::First;
+pub use first::first;
 pub use io_source::IoSource;
 pub use kind::ExecutorKind;
 pub use kind::UnknownExecutorKind;

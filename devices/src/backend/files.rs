@@ -8,12 +8,9 @@
 mod mapper;
 
 use std::io;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -36,6 +33,7 @@ use super::config_space::FileDescription;
 use super::config_space::State;
 use super::config_space::Status;
 use super::layout::Layout;
+use super::listen::Listening;
 use super::probe::Probe;
 use super::report::Report;
 use super::serve::Device;
@@ -47,36 +45,12 @@ use super::walk::Root;
 #[sorted]
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A connection could not be accepted.
-    #[error("accept a frontend on {}", path.display())]
-    Accept {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
     /// The directory could not be opened.
     #[error(transparent)]
     Directory(#[from] super::walk::Error),
-    /// Somebody listens on the socket.
-    #[error("{}: another backend listens on this socket", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// The socket could not be made.
-    #[error("listen on {}", path.display())]
-    Listen {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The one who waits for this backend is gone.
-    #[error("write to the ready descriptor")]
-    Ready(#[source] io::Error),
+    /// The socket can't be used.
+    #[error(transparent)]
+    Socket(#[from] super::listen::Error),
 }
 
 /// What a files backend is asked to be.
@@ -125,11 +99,7 @@ pub fn run(options: Options, report: &mut (dyn FnMut(&Report<'_>) + Send)) -> Re
     report(&Report::Listening {
         socket: &options.socket,
     });
-    if let Some(ready) = options.ready_descriptor {
-        std::fs::File::from(ready)
-            .write_all(&[1])
-            .map_err(Error::Ready)?;
-    }
+    listener.tell(options.ready_descriptor)?;
     report(&Report::Layout {
         files: layout.files.len(),
         region_size: layout.region_size,
@@ -153,49 +123,6 @@ pub fn run(options: Options, report: &mut (dyn FnMut(&Report<'_>) + Send)) -> Re
         if options.once {
             return Ok(());
         }
-    }
-}
-
-/// A bound socket, whose file goes with it.
-struct Listening<'a> {
-    listener: UnixListener,
-    path: &'a Path,
-}
-
-impl<'a> Listening<'a> {
-    fn bind(path: &'a Path) -> Result<Self, Error> {
-        let failed = |source| Error::Listen {
-            path: path.to_owned(),
-            source,
-        };
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if UnixStream::connect(path).is_ok() {
-                    let path = path.to_owned();
-                    return Err(Error::InUse { path });
-                }
-                std::fs::remove_file(path).map_err(failed)?;
-                UnixListener::bind(path)
-            }
-            bound => bound,
-        }
-        .map_err(failed)?;
-        Ok(Self { listener, path })
-    }
-
-    fn accept(&self) -> Result<UnixStream, Error> {
-        let (stream, _) = self.listener.accept().map_err(|source| Error::Accept {
-            path: self.path.to_owned(),
-            source,
-        })?;
-        Ok(stream)
-    }
-}
-
-impl Drop for Listening<'_> {
-    fn drop(&mut self) {
-        // It may be gone already; there is nobody to tell.
-        let _ = std::fs::remove_file(self.path);
     }
 }
 

@@ -1,8 +1,8 @@
 //! The main channel of a backend: one frontend is served until it goes, on the crate `vhost`'s backend side.
 //!
-//! That crate does the framing and the negotiation; what a device adds is behind [`Device`]. Rings
-//! are taken and never looked at: these backends have none. Every call blocks on the frontend,
-//! which a backend trusts.
+//! That crate does the framing and the negotiation; what a device adds is behind [`Device`]. What the
+//! frontend says of memory and rings goes to [`super::rings`] for a device that has queues, and is taken
+//! and never looked at otherwise. Every call blocks on the frontend, which a backend trusts.
 //!
 //! The request channel is taken away from the crate: its own proxy makes one error of every refusal,
 //! and these backends report the errno. [`serve`] looks at a waiting message with `MSG_PEEK`, which
@@ -46,6 +46,9 @@ use vhost::vhost_user::message::VhostUserVringAddrFlags;
 use vhost::vhost_user::message::VhostUserVringState;
 
 use super::channel::Channel;
+use super::rings::RingAddresses;
+use super::rings::RingDevice;
+use super::rings::Rings;
 
 /// The code of `SET_BACKEND_REQ_FD`.
 const SET_BACKEND_REQ_FD: u32 = 21;
@@ -119,6 +122,11 @@ pub trait Device: Send {
 
     /// The frontend resets the device: it removes the mappings itself. Must not wait for it.
     fn reset(&mut self);
+
+    /// The queues, for a device that has some; it has none by default.
+    fn rings(&mut self) -> Option<&mut dyn RingDevice> {
+        None
+    }
 }
 
 /// Serves one frontend until it goes.
@@ -131,6 +139,7 @@ pub fn serve(stream: UnixStream, profile: &Profile, device: &mut dyn Device) -> 
         profile,
         device,
         protocol_features: VhostUserProtocolFeatures::empty(),
+        rings: Rings::new(profile.queues),
         waiting: None,
     }));
     let mut server = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
@@ -192,8 +201,22 @@ struct Handler<'a> {
     profile: &'a Profile,
     device: &'a mut dyn Device,
     protocol_features: VhostUserProtocolFeatures,
+    rings: Rings,
     /// The descriptor of the message that is being read.
     waiting: Option<OwnedFd>,
+}
+
+impl Handler<'_> {
+    /// Passes on what the frontend says of rings, if the device has any.
+    fn with_rings<T: Default>(
+        &mut self,
+        f: impl FnOnce(&mut Rings, &mut dyn RingDevice) -> io::Result<T>,
+    ) -> VhostResult<T> {
+        match self.device.rings() {
+            Some(device) => f(&mut self.rings, device).map_err(refused),
+            None => Ok(T::default()),
+        }
+    }
 }
 
 fn refused(error: io::Error) -> VhostError {
@@ -216,6 +239,10 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn reset_device(&mut self) -> VhostResult<()> {
+        self.with_rings(|rings, device| {
+            rings.reset(device);
+            Ok(())
+        })?;
         self.device.reset();
         Ok(())
     }
@@ -224,8 +251,8 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
         Ok(self.profile.features | PROTOCOL_FEATURES)
     }
 
-    fn set_features(&mut self, _features: u64) -> VhostResult<()> {
-        Ok(())
+    fn set_features(&mut self, features: u64) -> VhostResult<()> {
+        self.with_rings(|rings, device| rings.set_features(features, device))
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
@@ -289,51 +316,58 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
 
     fn set_mem_table(
         &mut self,
-        _regions: &[VhostUserMemoryRegion],
-        _files: Vec<File>,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.with_rings(|rings, device| rings.set_memory(regions, files, device))?;
         Ok(None)
     }
 
-    fn set_vring_num(&mut self, _index: u32, _num: u32) -> VhostResult<()> {
-        Ok(())
+    fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
+        self.with_rings(|rings, device| rings.set_size(index, num, device))
     }
 
     fn set_vring_addr(
         &mut self,
-        _index: u32,
+        index: u32,
         _flags: VhostUserVringAddrFlags,
-        _descriptor: u64,
-        _used: u64,
-        _available: u64,
+        descriptors: u64,
+        used: u64,
+        available: u64,
         _log: u64,
     ) -> VhostResult<()> {
-        Ok(())
+        let addresses = RingAddresses {
+            descriptors,
+            available,
+            used,
+        };
+        self.with_rings(|rings, device| rings.set_addresses(index, addresses, device))
     }
 
-    fn set_vring_base(&mut self, _index: u32, _base: u32) -> VhostResult<()> {
-        Ok(())
+    fn set_vring_base(&mut self, index: u32, base: u32) -> VhostResult<()> {
+        self.with_rings(|rings, _| rings.set_base(index, base))
     }
 
     fn get_vring_base(&mut self, index: u32) -> VhostResult<VhostUserVringState> {
-        Ok(VhostUserVringState::new(index, 0))
+        let base = self.with_rings(|rings, device| rings.take_base(index, device))?;
+        Ok(VhostUserVringState::new(index, base.into()))
     }
 
-    fn set_vring_kick(&mut self, _index: u8, _kick: Option<File>) -> VhostResult<()> {
-        Ok(())
+    fn set_vring_kick(&mut self, index: u8, kick: Option<File>) -> VhostResult<()> {
+        self.with_rings(|rings, device| rings.set_kick(index.into(), kick, device))
     }
 
-    fn set_vring_call(&mut self, _index: u8, _call: Option<File>) -> VhostResult<()> {
-        Ok(())
+    fn set_vring_call(&mut self, index: u8, call: Option<File>) -> VhostResult<()> {
+        self.with_rings(|rings, _| rings.set_call(index.into(), call))
     }
 
     fn set_vring_err(&mut self, _index: u8, _err: Option<File>) -> VhostResult<()> {
         Ok(())
     }
 
-    fn set_vring_enable(&mut self, _index: u32, _enable: bool) -> VhostResult<()> {
-        Ok(())
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
+        self.with_rings(|rings, device| rings.set_enabled(index, enable, device))
     }
 
     fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> VhostResult<()> {

@@ -332,15 +332,3 @@ fn frontend_without_shmem_is_told_and_served() {
     ];
     assert_eq!(events, want);
 }
-
-#[test]
-fn socket_of_a_dead_backend_is_replaced_and_of_a_live_one_is_not() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("socket");
-    drop(UnixListener::bind(&path).expect("a socket"));
-    let live = Listening::bind(&path).expect("a dead socket is replaced");
-    let second = Listening::bind(&path).map(|_| ());
-    assert!(matches!(second, Err(Error::InUse { .. })), "{second:?}");
-    drop(live);
-    assert!(!path.exists());
-}
