@@ -17,6 +17,7 @@ pub mod device_process;
 pub mod exit;
 pub mod in_process;
 mod iotlb;
+pub mod pci_capability;
 pub mod shared_objects;
 pub mod shmem_config;
 pub mod snapshot;
