@@ -8,6 +8,9 @@ use std::borrow::Cow;
 /// The longest record.
 pub(crate) const MAX_RECORD: usize = 512;
 
+/// The namespaces that a jailed process has of its own, by their names in `/proc/PID/ns`.
+pub(crate) const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
 /// The longest thread name, as in the kernel.
 pub(crate) const THREAD_NAME: usize = 16;
 
@@ -19,6 +22,8 @@ pub(crate) type ThreadName = [u8; THREAD_NAME];
 pub(crate) enum Record<'a> {
     /// The outer process made the jailed one, which its parent sees as `pid`.
     Process { pid: u32 },
+    /// The namespaces of the jailed process, as inode numbers in the order of [`NAMESPACES`].
+    Namespaces([u64; NAMESPACES.len()]),
     /// The process is in its jail.
     Ready,
     /// The process can't get into its jail.
@@ -61,6 +66,7 @@ const FAILED: u8 = 3;
 const VIOLATION: u8 = 4;
 const ABORT: u8 = 5;
 const PANIC: u8 = 6;
+const NAMESPACE_NUMBERS: u8 = 7;
 
 /// An encoded record.
 pub(crate) struct Packet {
@@ -92,6 +98,12 @@ impl Record<'_> {
             Self::Process { pid } => {
                 packet.push(&[PROCESS]);
                 packet.push(&pid.to_le_bytes());
+            }
+            Self::Namespaces(numbers) => {
+                packet.push(&[NAMESPACE_NUMBERS]);
+                for number in numbers {
+                    packet.push(&number.to_le_bytes());
+                }
             }
             Self::Ready => packet.push(&[READY]),
             Self::Failed { text } => {
@@ -133,6 +145,7 @@ impl Record<'_> {
             PROCESS => Record::Process {
                 pid: u32::from_le_bytes(take(&mut rest)?),
             },
+            NAMESPACE_NUMBERS => Record::Namespaces(take_numbers(&mut rest)?),
             READY => Record::Ready,
             FAILED | PANIC => {
                 let text = Cow::Owned(String::from_utf8_lossy(rest).into_owned());
@@ -166,17 +179,21 @@ fn decode_violation(rest: &mut &[u8]) -> Option<ViolationRecord> {
     let number = u32::from_le_bytes(take(rest)?);
     let thread_id = u32::from_le_bytes(take(rest)?);
     let address = u64::from_le_bytes(take(rest)?);
-    let mut arguments = [0; 6];
-    for argument in &mut arguments {
-        *argument = u64::from_le_bytes(take(rest)?);
-    }
     Some(ViolationRecord {
         number,
         thread_id,
         address,
-        arguments,
+        arguments: take_numbers(rest)?,
         thread: take(rest)?,
     })
+}
+
+fn take_numbers<const N: usize>(rest: &mut &[u8]) -> Option<[u64; N]> {
+    let mut numbers = [0; N];
+    for number in &mut numbers {
+        *number = u64::from_le_bytes(take(rest)?);
+    }
+    Some(numbers)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
@@ -212,6 +229,7 @@ mod tests {
         let thread = *b"worker\0\0\0\0\0\0\0\0\0\0";
         round_trip(&Record::Process { pid: 0x0102_0304 });
         round_trip(&Record::Ready);
+        round_trip(&Record::Namespaces([1, 2, 3, 4, 5, 6, u64::MAX]));
         round_trip(&Record::Failed { text: "no".into() });
         round_trip(&Record::Panic { text: "".into() });
         for cause in [
@@ -242,6 +260,7 @@ mod tests {
             &[][..],
             &[0],
             &[7],
+            &[8],
             &[1, 1, 2, 3],
             &[1, 1, 2, 3, 4, 5],
             &[2, 0],

@@ -37,6 +37,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 pub use limits::Limits;
+pub(crate) use namespaces::numbers_of_this_process;
 pub use step::Step;
 pub use step::StepError;
 

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::process;
 
 use rustix::process::Gid;
@@ -27,6 +28,7 @@ use super::step::At;
 use super::step::Step;
 use super::step::StepError;
 use crate::last_words;
+use crate::record::NAMESPACES;
 use crate::record::Record;
 
 /// What the host is called inside.
@@ -49,11 +51,22 @@ pub(super) fn enter() -> Result<Parent, StepError> {
         unshare(flag, step)?;
     }
     sethostname(HOST_NAME).at(Step::HostName)?;
-    if last_words::report().is_some() {
-        go_on_as_sibling()
+    let parent = if last_words::report().is_some() {
+        go_on_as_sibling()?
     } else {
-        go_on_as_child()
-    }
+        go_on_as_child()?
+    };
+    // The old /proc is still there; later nobody but root can look, since the process is not dumpable.
+    last_words::say(&Record::Namespaces(numbers_of_this_process()));
+    Ok(parent)
+}
+
+/// The namespaces of this process; 0 for one that the kernel does not show.
+pub(crate) fn numbers_of_this_process() -> [u64; NAMESPACES.len()] {
+    NAMESPACES.map(|name| {
+        let metadata = fs::metadata(format!("/proc/self/ns/{name}"));
+        metadata.map_or(0, |metadata| metadata.ino())
+    })
 }
 
 fn unshare(flag: UnshareFlags, step: Step) -> Result<(), StepError> {

@@ -34,7 +34,9 @@ use super::forward::Forward;
 use crate::log_mode::MissingCall;
 use crate::log_mode::Supervisor;
 use crate::record::MAX_RECORD;
+use crate::record::NAMESPACES;
 use crate::record::Record;
+use crate::sandbox::numbers_of_this_process;
 
 /// How long a process may take into its jail. The code up to there is trusted; the limit only guards against a system that hangs.
 const JAIL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +51,7 @@ pub struct JailedChild {
     pid: Pid,
     pidfd: OwnedFd,
     report: OwnedFd,
+    own_namespaces: Vec<&'static str>,
     helpers: Helpers,
     /// What the process has said since it was in its jail, the last words last.
     words: VecDeque<Record<'static>>,
@@ -112,6 +115,7 @@ impl JailedChild {
             pid,
             pidfd,
             report,
+            own_namespaces: heard.own_namespaces(),
             helpers,
             words: heard.words,
             ended: None,
@@ -126,6 +130,12 @@ impl JailedChild {
     /// Readable when the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// The namespaces that the process does not share with this one, by their names in `/proc/PID/ns`. It said so itself, before it was
+    /// given anything that is not trusted; from outside, only root may look.
+    pub fn own_namespaces(&self) -> &[&'static str] {
+        &self.own_namespaces
     }
 
     /// Kills the process. It is still to be waited for.
@@ -211,6 +221,7 @@ impl Drop for JailedChild {
 struct Heard {
     jailed: Option<Pid>,
     outcome: Outcome,
+    namespaces: Option<[u64; NAMESPACES.len()]>,
     /// What came later, while the outer process had not said its part yet.
     words: VecDeque<Record<'static>>,
 }
@@ -244,45 +255,53 @@ impl Heard {
     /// Listens until the process is in its jail and its number is known, or until nobody is left.
     fn listen(report: BorrowedFd<'_>) -> Self {
         let deadline = Instant::now() + JAIL_TIMEOUT;
-        let mut jailed = None;
+        let mut heard = Self {
+            jailed: None,
+            outcome: Outcome::Silence,
+            namespaces: None,
+            words: VecDeque::new(),
+        };
         let mut ready = false;
-        let mut failure = None;
-        let mut words = VecDeque::new();
         loop {
             // The outer and the jailed process both write, in no particular order.
             match receive(report) {
-                Ok(Some(Record::Process { pid })) => {
-                    jailed = to_pid(pid);
-                }
+                Ok(Some(Record::Process { pid })) => heard.jailed = to_pid(pid),
+                Ok(Some(Record::Namespaces(numbers))) => heard.namespaces = Some(numbers),
                 Ok(Some(Record::Ready)) => ready = true,
-                Ok(Some(Record::Failed { text })) => failure = Some(text.into_owned()),
-                Ok(Some(word)) => keep(&mut words, word),
-                Err(Errno::AGAIN) if wait_readable(report, deadline) => {}
-                end => {
-                    let outcome = match (failure, end) {
-                        (Some(text), _) => Outcome::Failed(text),
-                        (None, Err(Errno::AGAIN)) => Outcome::Timeout,
-                        (None, _) => Outcome::Silence,
-                    };
-                    return Self {
-                        jailed,
-                        outcome,
-                        words,
-                    };
+                Ok(Some(Record::Failed { text })) => {
+                    heard.outcome = Outcome::Failed(text.into_owned());
                 }
+                Ok(Some(word)) => keep(&mut heard.words, word),
+                Err(Errno::AGAIN) if wait_readable(report, deadline) => {}
+                Err(Errno::AGAIN) => {
+                    if let Outcome::Silence = heard.outcome {
+                        heard.outcome = Outcome::Timeout;
+                    }
+                    return heard;
+                }
+                Ok(None) | Err(_) => return heard,
             }
-            if ready && jailed.is_some() {
-                return Self {
-                    jailed,
-                    outcome: Outcome::Ready,
-                    words,
-                };
+            if ready && heard.jailed.is_some() {
+                heard.outcome = Outcome::Ready;
+                return heard;
             }
         }
     }
-}
 
-impl Heard {
+    /// The namespaces that differ from this process's.
+    fn own_namespaces(&self) -> Vec<&'static str> {
+        let Some(theirs) = self.namespaces else {
+            return Vec::new();
+        };
+        let numbers = theirs.into_iter().zip(numbers_of_this_process());
+        NAMESPACES
+            .into_iter()
+            .zip(numbers)
+            .filter(|(_, (theirs, ours))| *theirs != 0 && *ours != 0 && theirs != ours)
+            .map(|(name, _)| name)
+            .collect()
+    }
+
     /// The last thing that the outer process may have said before it ended.
     fn listen_for_pid(&mut self, report: BorrowedFd<'_>) {
         while let Ok(Some(word)) = receive(report) {

@@ -17,6 +17,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::ptr;
+use std::sync::OnceLock;
 
 use jail::End;
 use jail::Filters;
@@ -39,8 +40,8 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// An abstract socket of the test, which only its network namespace knows.
-const ABSTRACT: &str = "portcullis-jail-test";
+/// The name of an abstract socket of the test, which only its network namespace knows.
+static ABSTRACT: OnceLock<String> = OnceLock::new();
 
 type Attempt = (&'static str, fn() -> io::Result<()>, i32);
 
@@ -152,7 +153,8 @@ const ATTEMPTS: &[Attempt] = &[
 ];
 
 /// The jailed side: tries everything and writes one line for each attempt.
-pub(crate) fn main(jail: Jail, filters: &Filters, mut parent: File) -> ExitCode {
+pub(crate) fn main(jail: Jail, filters: &Filters, mut parent: File, name: &str) -> ExitCode {
+    ABSTRACT.get_or_init(|| name.to_owned());
     jail.lock_down(filters)
         .expect("the kernel takes the filters");
     for (name, attempt, _) in ATTEMPTS {
@@ -166,12 +168,14 @@ pub(crate) fn main(jail: Jail, filters: &Filters, mut parent: File) -> ExitCode 
 }
 
 fn every_wall_stands_without_the_filter() {
-    let address = SocketAddr::from_abstract_name(ABSTRACT).expect("it is a name");
+    let name = format!("portcullis-jail-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("it is a name");
     let _listener = UnixListener::bind_addr(&address).expect("the name is free");
     let (ours, theirs) = UnixStream::pair().expect("socketpair");
     let jailed = Jailed {
         violation: Violation::Log,
         descriptors: &[("parent", theirs.as_fd())],
+        more: &["--abstract", &name],
         ..Jailed::new("try")
     };
     let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
@@ -248,7 +252,8 @@ fn connect_to_the_network() -> io::Result<()> {
 }
 
 fn connect_to_abstract_socket() -> io::Result<()> {
-    let address = SocketAddr::from_abstract_name(ABSTRACT)?;
+    let name = ABSTRACT.get().map_or("", String::as_str);
+    let address = SocketAddr::from_abstract_name(name)?;
     UnixStream::connect_addr(&address).map(drop)
 }
 

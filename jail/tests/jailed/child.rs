@@ -90,7 +90,9 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     };
     let action: String = options.need("--action");
     if action == "try" {
-        return attempts::main(jail, &filters, parent.expect("a socket to the parent"));
+        let name: String = options.need("--abstract");
+        let parent = parent.expect("a socket to the parent");
+        return attempts::main(jail, &filters, parent, &name);
     }
     if action == "try-one" {
         return attempts::one(jail, &filters, options.need::<String>("--attempt").as_str());

@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("inside::limits_are_low", limits_are_low),
     ("inside::namespaces_differ", namespaces_differ),
     (
+        "inside::own_namespaces_are_known_to_the_parent",
+        own_namespaces_are_known_to_the_parent,
+    ),
+    (
         "inside::descriptors_are_the_named_ones",
         descriptors_are_the_named_ones,
     ),
@@ -91,6 +95,14 @@ fn limits_are_low() {
             );
         }
     }
+}
+
+fn own_namespaces_are_known_to_the_parent() {
+    let held = hold(SandboxLevel::Full, Violation::Trap);
+    let names = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+    assert_eq!(held.child.own_namespaces(), names);
+    let held = hold(SandboxLevel::Seccomp, Violation::Trap);
+    assert!(held.child.own_namespaces().is_empty());
 }
 
 fn namespaces_differ() {

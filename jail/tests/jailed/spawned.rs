@@ -87,6 +87,10 @@ pub(crate) const TESTS: &[Test] = &[
         ordinary_user_can_do_the_same,
     ),
     (
+        "spawned::groups_of_root_are_dropped",
+        groups_of_root_are_dropped,
+    ),
+    (
         "spawned::root_of_a_container_can_do_the_same",
         root_of_a_container_can_do_the_same,
     ),
@@ -418,9 +422,19 @@ fn ordinary_user_can_do_the_same() {
     }
     let mut command = Command::new("/proc/self/exe");
     command
-        .args(["inside::status", "inside::hang_up"])
+        .args(["inside::status", "inside::hang_up", "inside::own"])
         .args(FOR_ALL_USERS);
     all_pass(command.uid(ORDINARY).gid(ORDINARY));
+}
+
+fn groups_of_root_are_dropped() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut command = Command::new("setpriv");
+    let exe = env::current_exe().expect("/proc is there");
+    command.args(["--groups", "4,20", "--"]).arg(exe);
+    all_pass(command.arg("inside::status"));
 }
 
 /// Tests that need no privilege.
