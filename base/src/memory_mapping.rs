@@ -113,7 +113,7 @@ impl MemoryMapping {
     /// that one more can is no news to its owner.
     ///
     /// # Errors
-    /// `EINVAL` for an address that is not aligned, a size of 0, or memory that is not shared; `EFAULT` where nothing is
+    /// `EINVAL` for an address that is not aligned, a size of 0, memory that is not shared, or huge pages; `EFAULT` where nothing is
     /// mapped; `EACCES` where the file was not opened for what the protection says; `ENOMEM`. Where the mapping ends before
     /// the range does, what lies behind it in its file is mapped: that the range is mapped the caller has checked.
     pub fn duplicate(address: u64, size: usize, protection: Protection) -> Result<Self> {
@@ -246,6 +246,35 @@ mod tests {
         assert_eq!(second.read_at(0, &mut bytes), Ok(()));
         assert_eq!(bytes, [6, 5]);
         assert_eq!(second.write_at(0, &[7]), Err(Error::new(libc::EFAULT)));
+    }
+
+    #[test]
+    fn duplicate_of_huge_pages_is_refused_and_leaves_nothing() {
+        const HUGE: usize = 2 << 20;
+        let flags = MapFlags::SHARED | MapFlags::HUGETLB | MapFlags::NORESERVE;
+        let (read, size) = (Protection::read(), 2 * HUGE);
+        // SAFETY: without MAP_FIXED the kernel picks a range that nobody has.
+        let address = unsafe { mmap_anonymous(null_mut(), size, read.flags(), flags) };
+        let Ok(address) = address else {
+            assert!(std::env::var_os("CI").is_none(), "no huge pages here");
+            eprintln!("skipped: no huge pages here");
+            return;
+        };
+        // SAFETY: the range is the one just mapped, and nobody else knows its address.
+        let range = unsafe { MappedRange::new(address, size) };
+        let _first = range.expect("not at address 0");
+        let huge_areas = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").expect("it is there");
+            maps.matches("/anon_hugepage").count()
+        };
+        let before = huge_areas();
+        let start = address.addr() as u64;
+        // The kernel would round a part of a huge page up.
+        for size in [4096, HUGE] {
+            let outcome = MemoryMapping::duplicate(start, size, read).map(|_| ());
+            assert_eq!(outcome, Err(Error::new(libc::EINVAL)));
+        }
+        assert_eq!(huge_areas(), before);
     }
 
     #[test]

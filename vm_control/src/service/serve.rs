@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use base::Closer;
 use base::CloserStuck;
@@ -83,6 +84,8 @@ pub(super) struct Server {
     devices: BTreeMap<DeviceId, Connected>,
     /// Devices that are gone but for mappings that could not be removed.
     leaving: Vec<Device>,
+    /// When to try that again.
+    next_cleanup: Instant,
     next_id: u32,
 }
 
@@ -108,6 +111,7 @@ impl Server {
             },
             devices: BTreeMap::new(),
             leaving: Vec::new(),
+            next_cleanup: Instant::now(),
             next_id: 0,
         })
     }
@@ -126,7 +130,9 @@ impl Server {
                     break;
                 }
             };
-            self.clean_up();
+            if !self.leaving.is_empty() && self.next_cleanup <= Instant::now() {
+                self.clean_up();
+            }
             let mut commanded = false;
             for event in &events {
                 match event.token {
@@ -157,6 +163,7 @@ impl Server {
         let shared = &mut self.shared;
         self.leaving
             .retain_mut(|device| device.remove(shared).is_err());
+        self.next_cleanup = Instant::now() + CLEANUP_PERIOD;
     }
 
     /// Where there is one device, takes more of its packets as they come, for as long as they come quickly.
@@ -186,8 +193,10 @@ impl Server {
             Err(reason) => reason,
         };
         let device = connected.device.name().to_owned();
-        if !matches!(reason, GoneReason::Closed) {
-            warn!("{device}: {reason}; its mappings are removed");
+        match &reason {
+            GoneReason::Closed => {}
+            GoneReason::Protocol(cause) => warn!("{device}: {reason}: {cause}; it is dropped"),
+            _ => warn!("{device}: {reason}; it is dropped"),
         }
         let mappings = match self.remove(id) {
             Some(Ok(mappings) | Err((mappings, _))) => mappings,
@@ -248,7 +257,9 @@ impl Server {
         }
         loop {
             let command = self.commands.try_recv();
-            self.clean_up();
+            if !self.leaving.is_empty() {
+                self.clean_up();
+            }
             // Whoever asked may have given up on the answer.
             match command {
                 Ok(Command::AddDevice(config, answer)) => drop(answer.send(self.add(config))),
