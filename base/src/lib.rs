@@ -69,6 +69,7 @@ pub use tracing::trace;
 pub use tracing::warn;
 pub use transfer::DescriptorFault;
 pub use tube::MAX_PACKET;
+pub use tube::Outline;
 pub use tube::ReadNotifier;
 pub use tube::RecvTube;
 pub use tube::SendTube;

@@ -10,13 +10,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::AsRawDescriptor;
+use crate::Outline;
 use crate::RawDescriptor;
 use crate::ReadNotifier;
 use crate::Tube;
 use crate::TubeResult;
+use crate::scm::DescriptorVec;
 use crate::scm::Wait;
 use crate::tube::MAX_PACKET;
 use crate::tube::recv_message;
+use crate::tube::recv_outlined;
 use crate::tube::send_message;
 
 /// A [`Tube`] with a buffer of its own. The other end can be a tube of either kind.
@@ -61,6 +64,20 @@ impl PacketTube {
         recv_message(self.tube.as_fd(), &mut self.buffer, Wait::Never)
     }
 
+    /// Receives a message if there is one, of at most `N` descriptors. Those of one that is refused are not closed but left
+    /// in `rejected`, which is empty at first: for peers that could make one wait for `close`.
+    ///
+    /// # Errors
+    /// As [`PacketTube::try_recv`]. A packet with more descriptors is
+    /// [`TubeError::DescriptorsTruncated`](crate::TubeError::DescriptorsTruncated); the surplus never gets here.
+    pub fn try_recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
+        &mut self,
+        rejected: &mut DescriptorVec<N>,
+    ) -> TubeResult<T> {
+        let buffer = &mut self.buffer;
+        recv_outlined::<T, O, N>(self.tube.as_fd(), buffer, rejected, Wait::Never)
+    }
+
     /// Sends `message` and waits for room; as [`Tube::send`].
     ///
     /// # Errors
@@ -98,9 +115,16 @@ impl ReadNotifier for PacketTube {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::IoSlice;
 
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::DescriptorFault;
+    use crate::Event;
+    use crate::SafeDescriptor;
     use crate::TubeError;
+    use crate::scm;
 
     fn pair() -> (PacketTube, Tube) {
         let (near, far) = Tube::pair().expect("a pair is made");
@@ -155,6 +179,79 @@ mod tests {
             near.try_recv::<u32>(),
             Err(TubeError::Disconnected)
         ));
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Message<D> {
+        first: Option<D>,
+        second: Option<D>,
+    }
+
+    impl Outline for Message<u8> {
+        fn visit_descriptors(&self, visit: &mut dyn FnMut(u8)) {
+            self.first.into_iter().chain(self.second).for_each(visit);
+        }
+    }
+
+    /// Sends `bytes` with `count` descriptors and returns what is received and how many descriptors are left.
+    fn outlined(bytes: &[u8], count: usize) -> (TubeResult<Message<SafeDescriptor>>, usize) {
+        let (mut near, far) = pair();
+        let events: Vec<Event> = (0..count).map(|_| Event::new().expect("one")).collect();
+        let descriptors: Vec<_> = events.iter().map(AsFd::as_fd).collect();
+        scm::send(
+            far.as_fd(),
+            &[IoSlice::new(bytes)],
+            &descriptors,
+            Wait::Never,
+        )
+        .expect("sends");
+        let mut rejected = DescriptorVec::<4>::new();
+        let received = near.try_recv_outlined::<_, Message<u8>, 4>(&mut rejected);
+        (received, rejected.len())
+    }
+
+    #[test]
+    fn outlined_message_gets_its_descriptors() {
+        let (received, left) = outlined(&[1, 1, 1, 0], 2);
+        let message = received.expect("a message");
+        assert!(message.first.is_some() && message.second.is_some());
+        assert_eq!(left, 0);
+        assert!(matches!(outlined(&[0, 0], 0), (Ok(_), 0)));
+    }
+
+    #[test]
+    fn outlined_message_that_is_refused_leaves_its_descriptors() {
+        use DescriptorFault::Missing;
+        use DescriptorFault::Reused;
+        use DescriptorFault::Unused;
+        let descriptors = |fault| TubeError::Descriptors(fault);
+        let refused = [
+            (
+                &[1, 0, 1, 2][..],
+                descriptors(Missing { index: 2, count: 2 }),
+            ),
+            (
+                &[1, 0, 1, 255],
+                descriptors(Missing {
+                    index: 255,
+                    count: 2,
+                }),
+            ),
+            (&[1, 1, 1, 1], descriptors(Reused { index: 1 })),
+            (&[1, 1, 0], descriptors(Unused { count: 1 })),
+            (&[1, 1, 1, 0, 9], TubeError::TrailingBytes { count: 1 }),
+        ];
+        for (bytes, error) in refused {
+            let (received, left) = outlined(bytes, 2);
+            assert_eq!(received.map(|_| ()), Err(error), "{bytes:?}");
+            assert_eq!(left, 2);
+        }
+        let (received, left) = outlined(&[1, 1, 1], 2);
+        assert!(matches!(received, Err(TubeError::Decode(_))));
+        assert_eq!(left, 2);
+        let (received, left) = outlined(&[1, 1, 1, 0], 5);
+        assert!(matches!(received, Err(TubeError::DescriptorsTruncated)));
+        assert!(left <= 4);
     }
 
     #[test]

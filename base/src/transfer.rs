@@ -117,8 +117,8 @@ pub(crate) struct DecodeScope(());
 
 impl DecodeScope {
     /// Begins, and takes over the descriptors that came with the message. On error they stay where they are.
-    pub(crate) fn begin(
-        descriptors: &mut DescriptorVec<MAX_DESCRIPTORS>,
+    pub(crate) fn begin<const N: usize>(
+        descriptors: &mut DescriptorVec<N>,
     ) -> Result<Self, DescriptorFault> {
         INCOMING.with_borrow_mut(|incoming| {
             if incoming.active {

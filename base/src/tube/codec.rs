@@ -61,6 +61,55 @@ fn send_packet(
     Ok(())
 }
 
+/// A message's type with an index (`u8`) wherever it has a descriptor: what can be decoded without owning descriptors.
+///
+/// It must take exactly the bytes that the message takes.
+pub trait Outline: DeserializeOwned {
+    /// Calls `visit` with each index.
+    fn visit_descriptors(&self, visit: &mut dyn FnMut(u8));
+}
+
+/// Receives one packet of at most `N` descriptors into `buffer` and decodes it. The descriptors of one that is refused are
+/// left in `rejected`, which is empty at first.
+pub(crate) fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    rejected: &mut DescriptorVec<N>,
+    wait: Wait,
+) -> TubeResult<T> {
+    let packet = recv_bytes(socket, buffer, rejected, wait)?;
+    check_outline::<O>(packet, rejected.len())?;
+    decode(packet, rejected)
+}
+
+/// Checks that a packet is whole and uses each of its descriptors once, so that to decode it can't fail.
+fn check_outline<O: Outline>(packet: &[u8], count: usize) -> TubeResult<()> {
+    let (outline, rest) = postcard::take_from_bytes::<O>(packet).map_err(TubeError::Decode)?;
+    if !rest.is_empty() {
+        return Err(TubeError::TrailingBytes { count: rest.len() });
+    }
+    let mut seen = [false; MAX_DESCRIPTORS];
+    let mut used = 0;
+    let mut fault = None;
+    outline.visit_descriptors(&mut |index| {
+        let index = usize::from(index);
+        match seen.get_mut(index) {
+            Some(seen) if index < count => {
+                if std::mem::replace(seen, true) {
+                    fault = Some(DescriptorFault::Reused { index });
+                }
+                used += 1;
+            }
+            _ => fault = Some(DescriptorFault::Missing { index, count }),
+        }
+    });
+    if fault.is_none() && used < count {
+        let count = count - used;
+        fault = Some(DescriptorFault::Unused { count });
+    }
+    fault.map_or(Ok(()), |fault| Err(TubeError::Descriptors(fault)))
+}
+
 /// Receives one packet into `buffer` and decodes it.
 pub(crate) fn recv_message<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
@@ -68,7 +117,18 @@ pub(crate) fn recv_message<T: DeserializeOwned>(
     wait: Wait,
 ) -> TubeResult<T> {
     let mut descriptors = DescriptorVec::<MAX_DESCRIPTORS>::new();
-    let received = recv_packet(socket, buffer, &mut descriptors, wait)
+    let packet = recv_bytes(socket, buffer, &mut descriptors, wait)?;
+    decode(packet, &mut descriptors)
+}
+
+/// Receives one packet into `buffer` and returns its bytes.
+fn recv_bytes<'a, const N: usize>(
+    socket: BorrowedFd<'_>,
+    buffer: &'a mut [u8],
+    descriptors: &mut DescriptorVec<N>,
+    wait: Wait,
+) -> TubeResult<&'a [u8]> {
+    let received = recv_packet(socket, buffer, descriptors, wait)
         .map_err(|error| failure(error, wait, TubeError::Recv))?;
     if received.truncated {
         return Err(TubeError::TooLong);
@@ -78,14 +138,14 @@ pub(crate) fn recv_message<T: DeserializeOwned>(
     }
     match buffer.get(..received.bytes) {
         None | Some([]) => Err(TubeError::Disconnected),
-        Some(packet) => decode(packet, &mut descriptors),
+        Some(packet) => Ok(packet),
     }
 }
 
-fn recv_packet(
+fn recv_packet<const N: usize>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    descriptors: &mut DescriptorVec<MAX_DESCRIPTORS>,
+    descriptors: &mut DescriptorVec<N>,
     wait: Wait,
 ) -> crate::Result<Received> {
     let mut bufs = [IoSliceMut::new(buffer)];
@@ -98,9 +158,9 @@ fn recv_packet(
     }
 }
 
-fn decode<T: DeserializeOwned>(
+fn decode<T: DeserializeOwned, const N: usize>(
     packet: &[u8],
-    descriptors: &mut DescriptorVec<MAX_DESCRIPTORS>,
+    descriptors: &mut DescriptorVec<N>,
 ) -> TubeResult<T> {
     let scope = DecodeScope::begin(descriptors).map_err(TubeError::Descriptors)?;
     let decoded = postcard::take_from_bytes::<T>(packet);
