@@ -64,18 +64,19 @@ impl PacketTube {
         recv_message(self.tube.as_fd(), &mut self.buffer, Wait::Never)
     }
 
-    /// Receives a message if there is one, of at most `N` descriptors. Those of one that is refused are not closed but left
-    /// in `rejected`, which is empty at first: for peers that could make one wait for `close`.
+    /// Receives a message of at most `N` descriptors. Those of one that is refused are not closed but left in `rejected`,
+    /// which is empty at first: for peers that could make one wait for `close`.
     ///
     /// # Errors
-    /// As [`PacketTube::try_recv`]. A packet with more descriptors is
+    /// As [`PacketTube::try_recv`] or [`PacketTube::recv`], as `wait` says. A packet with more descriptors is
     /// [`TubeError::DescriptorsTruncated`](crate::TubeError::DescriptorsTruncated); the surplus never gets here.
-    pub fn try_recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
+    pub fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
         &mut self,
+        wait: Wait,
         rejected: &mut DescriptorVec<N>,
     ) -> TubeResult<T> {
         let buffer = &mut self.buffer;
-        recv_outlined::<T, O, N>(self.tube.as_fd(), buffer, rejected, Wait::Never)
+        recv_outlined::<T, O, N>(self.tube.as_fd(), buffer, rejected, wait)
     }
 
     /// Sends `message` and waits for room; as [`Tube::send`].
@@ -206,7 +207,7 @@ mod tests {
         )
         .expect("sends");
         let mut rejected = DescriptorVec::<4>::new();
-        let received = near.try_recv_outlined::<_, Message<u8>, 4>(&mut rejected);
+        let received = near.recv_outlined::<_, Message<u8>, 4>(Wait::Never, &mut rejected);
         (received, rejected.len())
     }
 

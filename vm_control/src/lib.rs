@@ -26,6 +26,7 @@ pub use region_table::Occupied;
 pub use region_table::RegionTable;
 pub use region_table::UnmapRule;
 pub use region_table::Vacancy;
+pub use report::Counters;
 pub use report::DeviceStats;
 pub use report::MappingInfo;
 pub use report::Refusal;

@@ -1,8 +1,10 @@
 //! What travels in the memory tube: batches of requests one way, batches of answers the other.
 //!
-//! Messages only; what they lead to stands in `service`.
+//! Messages only; what they lead to stands in `service`. `D` is a descriptor, or its index in the packet where a packet is
+//! looked at before its descriptors get owners.
 
 use arrayvec::ArrayVec;
+use base::Outline;
 use base::Protection;
 use base::SafeDescriptor;
 use serde::Deserialize;
@@ -36,18 +38,18 @@ pub struct VmMemoryDestination {
 
 /// Where memory comes from.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum VmMemorySource {
+pub enum VmMemorySource<D = SafeDescriptor> {
     /// A file, a memfd or a dma-buf.
     Descriptor {
         /// What is mapped.
-        descriptor: SafeDescriptor,
+        descriptor: D,
         /// Bytes from its start, page aligned.
         offset: u64,
     },
     /// An allocation that a Vulkan driver exported.
     Vulkan {
         /// The exported handle.
-        descriptor: SafeDescriptor,
+        descriptor: D,
         /// The kind of handle, in the backend's terms.
         handle_type: u32,
         /// The index of the memory type.
@@ -66,7 +68,7 @@ pub enum VmMemorySource {
 
 /// One request of a device.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum VmMemoryRequest {
+pub enum VmMemoryRequest<D = SafeDescriptor> {
     /// Makes a region ready before its first mapping.
     PrepareRegion {
         /// The region.
@@ -75,7 +77,7 @@ pub enum VmMemoryRequest {
     /// Maps memory into a region.
     RegisterMemory {
         /// What is mapped.
-        source: VmMemorySource,
+        source: VmMemorySource<D>,
         /// Where it is mapped.
         dest: VmMemoryDestination,
         /// Bytes; not necessarily a multiple of the page size.
@@ -104,12 +106,36 @@ pub enum VmMemoryResponse {
 }
 
 /// Requests that travel together; they are executed in order.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct RequestBatch {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RequestBatch<D = SafeDescriptor> {
     /// The device's activation that they belong to.
     pub generation: Generation,
     /// The requests, at least one.
-    pub requests: ArrayVec<VmMemoryRequest, MAX_BATCH>,
+    pub requests: ArrayVec<VmMemoryRequest<D>, MAX_BATCH>,
+}
+
+impl<D> Default for RequestBatch<D> {
+    fn default() -> Self {
+        Self {
+            generation: Generation::default(),
+            requests: ArrayVec::new(),
+        }
+    }
+}
+
+impl Outline for RequestBatch<u8> {
+    fn visit_descriptors(&self, visit: &mut dyn FnMut(u8)) {
+        for request in &self.requests {
+            let VmMemoryRequest::RegisterMemory { source, .. } = request else {
+                continue;
+            };
+            match source {
+                VmMemorySource::Descriptor { descriptor, .. }
+                | VmMemorySource::Vulkan { descriptor, .. } => visit(*descriptor),
+                VmMemorySource::ExternalMapping { .. } => {}
+            }
+        }
+    }
 }
 
 /// The answers to one [`RequestBatch`], in its order.

@@ -12,11 +12,15 @@ use base::DescriptorKind;
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
+use base::TubeResult;
 use base::inspect;
 use base::packet::PacketTube;
+use base::scm::DescriptorVec;
+use base::scm::Wait;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 
+use crate::MAX_BATCH;
 use crate::RequestBatch;
 use crate::VmMemoryRequest;
 use crate::VmMemorySource;
@@ -38,7 +42,7 @@ impl Refused {
 }
 
 // One bit for each request of a batch.
-const _: () = assert!(crate::MAX_BATCH == 32);
+const _: () = assert!(MAX_BATCH == 32);
 
 /// Closes the descriptors of a batch.
 ///
@@ -59,18 +63,42 @@ pub(super) fn close_batch(
             VmMemorySource::Vulkan { descriptor, .. } => (descriptor, false),
             VmMemorySource::ExternalMapping { .. } => continue,
         };
-        if is_known || closes_at_once(descriptor.as_fd()) {
+        if is_known {
             drop(descriptor);
         } else {
-            outcome = outcome.and(closer.close(descriptor));
+            outcome = outcome.and(close(descriptor, closer));
         }
     }
     outcome
 }
 
+/// Receives a device's next batch, if there is one. The descriptors of a packet that is none are closed without waiting, too.
+pub(super) fn receive(
+    tube: &mut PacketTube,
+    wait: Wait,
+    closer: &mut Closer,
+) -> TubeResult<RequestBatch> {
+    let mut rejected = DescriptorVec::<MAX_BATCH>::new();
+    let received = tube.recv_outlined::<_, RequestBatch<u8>, MAX_BATCH>(wait, &mut rejected);
+    for descriptor in rejected {
+        // The device loses its tube as it is, and what can't be handed over stays open.
+        let _ = close(descriptor, closer);
+    }
+    received
+}
+
+fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), CloserStuck> {
+    if closes_at_once(descriptor.as_fd()) {
+        drop(descriptor);
+        Ok(())
+    } else {
+        closer.close(descriptor)
+    }
+}
+
 /// Closes a device's tube and all that was sent through it and not received.
 pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
-    match tube.try_recv::<RequestBatch>() {
+    match receive(&mut tube, Wait::Never, closer) {
         // Nothing is in it: the usual end.
         Err(TubeError::Disconnected | TubeError::WouldBlock) => drop(tube),
         Ok(batch) => {

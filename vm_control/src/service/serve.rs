@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -29,17 +30,17 @@ use super::ServiceError;
 use super::ServiceEvent;
 use super::closing::close_batch;
 use super::closing::close_tube;
+use super::closing::receive;
 use super::device::Device;
 use super::device::Shared;
 use crate::Generation;
-use crate::RequestBatch;
 use crate::ResponseBatch;
 use crate::Vm;
 use crate::limits::AreaBudget;
 
 /// How long the only device's next packet is waited for before everything else is looked at again.
 const PACKET_WAIT: Duration = Duration::from_millis(1);
-/// Packets of the only device that are taken before everything else is looked at again.
+/// Packets of the only device that are taken before the wait context is asked again.
 const PACKETS_IN_A_ROW: u32 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EventToken)]
@@ -145,8 +146,8 @@ impl Server {
             if commanded && !self.carry_out_commands() {
                 break;
             }
-            if !commanded {
-                self.serve_only_device();
+            if !commanded && !self.serve_only_device() {
+                break;
             }
         }
         while let Some((id, _)) = self.devices.first_key_value() {
@@ -168,18 +169,22 @@ impl Server {
 
     /// Where there is one device, takes more of its packets as they come, for as long as they come quickly.
     ///
-    /// The wait context would say the same with one more system call a packet. Commands wait for [`PACKETS_IN_A_ROW`]
-    /// packets or for [`PACKET_WAIT`] at the most.
-    fn serve_only_device(&mut self) {
+    /// The wait context would say the same with one more system call a packet. Commands wait for a packet or for
+    /// [`PACKET_WAIT`] at the most. False at the end.
+    fn serve_only_device(&mut self) -> bool {
         for _ in 0..PACKETS_IN_A_ROW {
+            if !self.carry_out_queued() {
+                return false;
+            }
             let mut ids = self.devices.keys();
             let (Some(&id), None) = (ids.next(), ids.next()) else {
-                return;
+                return true;
             };
             if !self.serve(id, Wait::Block) {
-                return;
+                return true;
             }
         }
+        true
     }
 
     /// Takes one packet of a device, so that no device can hold up another for longer, and returns whether there was one.
@@ -221,11 +226,7 @@ impl Server {
             tube,
             closer,
         } = connected;
-        let received = match wait {
-            Wait::Block => tube.recv(),
-            Wait::Never => tube.try_recv(),
-        };
-        let batch: RequestBatch = match received {
+        let batch = match receive(tube, wait, closer) {
             Ok(batch) => batch,
             Err(TubeError::TimedOut | TubeError::WouldBlock) => return Ok(false),
             Err(TubeError::Disconnected) => return Err(GoneReason::Closed),
@@ -255,34 +256,49 @@ impl Server {
             error!("mapping service: cannot reset its event: {error}");
             return false;
         }
+        self.carry_out_queued()
+    }
+
+    /// Carries out what is in the queue; false at the end.
+    fn carry_out_queued(&mut self) -> bool {
         loop {
-            let command = self.commands.try_recv();
-            if !self.leaving.is_empty() {
-                self.clean_up();
-            }
-            // Whoever asked may have given up on the answer.
-            match command {
-                Ok(Command::AddDevice(config, answer)) => drop(answer.send(self.add(config))),
-                Ok(Command::AddRegion(id, config, answer)) => {
-                    drop(answer.send(self.add_region(id, &config)));
+            match self.commands.try_recv() {
+                Ok(command) => {
+                    if !self.carry_out(command) {
+                        return false;
+                    }
                 }
-                Ok(Command::Mappings(answer)) => {
-                    let page_size = self.shared.page_size;
-                    let all = self.all_devices();
-                    let mappings = all.flat_map(|device| device.mappings(page_size));
-                    drop(answer.send(mappings.collect()));
-                }
-                Ok(Command::RemoveDevice(id, answer)) => {
-                    drop(answer.send(self.remove_device(id)));
-                }
-                Ok(Command::ResetDevice(id, answer)) => drop(answer.send(self.reset(id))),
-                Ok(Command::Stats(answer)) => {
-                    drop(answer.send(self.all_devices().map(Device::stats).collect()));
-                }
-                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
-                Err(mpsc::TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    /// Carries out one command; false if it is to end.
+    fn carry_out(&mut self, command: Command) -> bool {
+        if !self.leaving.is_empty() {
+            self.clean_up();
+        }
+        // Whoever asked may have given up on the answer.
+        match command {
+            Command::AddDevice(config, answer) => drop(answer.send(self.add(config))),
+            Command::AddRegion(id, config, answer) => {
+                drop(answer.send(self.add_region(id, &config)));
+            }
+            Command::Mappings(answer) => {
+                let page_size = self.shared.page_size;
+                let all = self.all_devices();
+                let mappings = all.flat_map(|device| device.mappings(page_size));
+                drop(answer.send(mappings.collect()));
+            }
+            Command::RemoveDevice(id, answer) => drop(answer.send(self.remove_device(id))),
+            Command::ResetDevice(id, answer) => drop(answer.send(self.reset(id))),
+            Command::Stats(answer) => {
+                drop(answer.send(self.all_devices().map(Device::stats).collect()));
+            }
+            Command::Stop => return false,
+        }
+        true
     }
 
     fn add(&mut self, config: DeviceConfig) -> Result<(DeviceId, Tube), ServiceError> {
