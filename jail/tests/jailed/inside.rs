@@ -8,6 +8,9 @@ use jail::End;
 use jail::Limits;
 use jail::SandboxLevel;
 use jail::Violation;
+use rustix::io::FdFlags;
+use rustix::process::Pid;
+use rustix::process::getsid;
 
 use crate::runner::Test;
 use crate::spawned::hold;
@@ -27,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
         "inside::descriptors_are_the_named_ones",
         descriptors_are_the_named_ones,
     ),
+    ("inside::session_is_its_own", session_is_its_own),
     (
         "inside::root_is_empty_and_read_only",
         root_is_empty_and_read_only,
@@ -116,7 +120,14 @@ fn namespaces_differ() {
 }
 
 fn descriptors_are_the_named_ones() {
-    for level in LEVELS {
+    // One that this program forgot to close on exec.
+    let leak = fs::File::open("/dev/null").expect("it is there");
+    rustix::io::fcntl_setfd(&leak, FdFlags::empty()).expect("it is open");
+    for level in [
+        SandboxLevel::Full,
+        SandboxLevel::Seccomp,
+        SandboxLevel::None,
+    ] {
         let held = hold(level, Violation::Trap);
         let folder = fs::read_dir(format!("/proc/{}/fd", held.child.pid()));
         let numbers: BTreeSet<_> = folder
@@ -125,6 +136,19 @@ fn descriptors_are_the_named_ones() {
             .collect();
         let expected = ["0", "1", "2", "3", "4"].map(|number| Ok(number.to_owned()));
         assert_eq!(numbers, expected.into(), "{level}");
+    }
+}
+
+fn session_is_its_own() {
+    for level in LEVELS {
+        let held = hold(level, Violation::Trap);
+        let pid = i32::try_from(held.child.pid()).ok().and_then(Pid::from_raw);
+        let theirs = getsid(pid).expect("it lives");
+        let ours = getsid(None).expect("this process lives");
+        assert_ne!(
+            theirs, ours,
+            "{level}: signals of the terminal are for the parent alone"
+        );
     }
 }
 
