@@ -249,6 +249,13 @@ impl Holes {
         Ok(())
     }
 
+    /// Lets go of the scratch pages of a range: whatever comes there next is something else.
+    pub(super) fn forget(&mut self, guest_address: u64, len: u64) {
+        let end = guest_address.saturating_add(len);
+        self.scratch
+            .retain(|page, _| !(guest_address..end).contains(page));
+    }
+
     /// Tells the callback what an access met.
     pub(super) fn report(&mut self, access: &Access) {
         for fault in &access.faults {

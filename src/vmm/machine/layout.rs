@@ -24,7 +24,7 @@ pub enum LayoutError {
     },
 }
 
-/// Gives regions their guest addresses: the lowest free multiple of [`REGION_STEP`] that is large enough.
+/// Gives regions their guest addresses: the lowest free multiple of a GiB that is large enough.
 #[derive(Clone, Debug, Default)]
 pub struct RegionLayout {
     /// Start and end of what is taken, in order.

@@ -131,6 +131,10 @@ impl Memslot {
 impl Drop for Memslot {
     fn drop(&mut self) {
         let backing = self.shared.slots.remove(self.guest_address);
+        if let Some(slot) = &backing {
+            let len = slot.backing.len();
+            self.shared.holes().forget(self.guest_address, len);
+        }
         if let (Some(vm), Some(slot)) = (&self.shared.vm, self.slot)
             && let Err(error) = vm.remove(slot, self.guest_address)
         {

@@ -191,6 +191,28 @@ fn scratch_keeps_what_is_written_until_something_is_mapped() {
 }
 
 #[test]
+fn scratch_goes_with_its_slot() {
+    both(|kind| {
+        let policy = HolePolicy::Scratch { max_bytes: 0x1000 };
+        let Some(Fixture {
+            slot,
+            arena,
+            machine,
+            ..
+        }) = Fixture::new(kind, policy, 4)
+        else {
+            return;
+        };
+        machine.poke(REGION, b"old").unwrap();
+        drop(slot);
+        let _slot = machine.add_memslot(slot_config(REGION, &arena)).unwrap();
+        let mut bytes = [1; 3];
+        machine.peek(REGION, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 3]);
+    });
+}
+
+#[test]
 fn stop_policy_ends_all_orders_and_says_where() {
     both(|kind| {
         let Some(vm) = Fixture::new(kind, HolePolicy::Stop, 4) else {
