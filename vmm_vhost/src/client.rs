@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use base::Error as Errno;
 use base::SafeDescriptor;
@@ -147,6 +149,12 @@ pub struct FrontendClient {
     reply_ack: bool,
     /// The requests whose replies are on their way, the oldest first.
     pending: VecDeque<RequestCode>,
+}
+
+impl AsFd for FrontendClient {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
 }
 
 impl FrontendClient {

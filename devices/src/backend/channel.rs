@@ -1,59 +1,31 @@
 //! The backend's end of the request channel, for one request after the other.
 //!
 //! It blocks: on the frontend, which a reference backend trusts, and until somebody shuts the socket
-//! down. It sends whatever it is told to, valid or not; that is what [`super::probe`] needs.
+//! down. A refusal is an [`Answer`] here, no error: backends go on after it.
 
-use std::io::IoSlice;
-use std::io::IoSliceMut;
+use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
-use base::AsRawDescriptor;
 use base::Error as Errno;
 use base::SafeDescriptor;
-use base::scm;
-use base::scm::DescriptorVec;
-use base::scm::Wait;
 use remain::sorted;
 use thiserror::Error;
+use vmm_vhost::ClientError;
+use vmm_vhost::FrontendClient;
+use vmm_vhost::Outgoing;
+use vmm_vhost::message::MmapPayload;
+use vmm_vhost::message::ProtocolFeatures;
 
-const VERSION: u32 = 1;
-const REPLY: u32 = 1 << 2;
-const NEED_REPLY: u32 = 1 << 3;
-const HEADER: usize = 12;
-
-/// `REPLY_ACK` of the protocol features.
-const REPLY_ACK: u64 = 1 << 3;
-/// `CONFIG` of the protocol features.
-const CONFIG: u64 = 1 << 9;
-/// `SHMEM` of the protocol features.
-const SHMEM: u64 = 1 << 22;
-
-const CONFIG_CHANGE_MSG: u32 = 2;
-const SHMEM_MAP: u32 = 9;
-const SHMEM_UNMAP: u32 = 10;
-
-/// The channel can't be used any more.
+/// A request could not be made.
 #[sorted]
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The frontend closed it.
-    #[error("the frontend closed it")]
-    Closed,
-    /// What came is not the reply to the request.
-    #[error("request {request}: no reply to it, but code {code}, flags {flags:#x}, size {size}")]
-    Reply {
-        /// What was asked.
-        request: u32,
-        /// The code that came.
-        code: u32,
-        /// Its flags.
-        flags: u32,
-        /// Its size.
-        size: u32,
-    },
-    /// The system refused a call on the socket.
+    /// The channel can't be used any more.
+    #[error(transparent)]
+    Channel(#[from] ClientError),
+    /// This process has no memory or no descriptor for it.
     #[error("{0}")]
-    Socket(#[from] Errno),
+    System(#[from] Errno),
 }
 
 /// A mapping of a descriptor into a region.
@@ -72,24 +44,16 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    fn payload(&self) -> [u8; 40] {
-        let mut bytes = [0; 40];
-        bytes[0] = self.shmid;
-        bytes[8..16].copy_from_slice(&self.fd_offset.to_ne_bytes());
-        bytes[16..24].copy_from_slice(&self.shm_offset.to_ne_bytes());
-        bytes[24..32].copy_from_slice(&self.len.to_ne_bytes());
-        bytes[32..40].copy_from_slice(&self.flags.to_ne_bytes());
-        bytes
+    fn payload(&self) -> MmapPayload {
+        MmapPayload {
+            shmid: self.shmid,
+            padding: [0; 7],
+            fd_offset: self.fd_offset,
+            shm_offset: self.shm_offset,
+            len: self.len,
+            flags: self.flags,
+        }
     }
-}
-
-/// Whether a request's reply depends on what was negotiated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplyRule {
-    /// It does: one comes if `REPLY_ACK` was negotiated.
-    Ack,
-    /// One comes whatever was negotiated.
-    Always,
 }
 
 /// What the frontend answered.
@@ -97,34 +61,36 @@ pub enum ReplyRule {
 pub enum Answer {
     /// It did what was asked, or does not answer.
     Granted,
-    /// It refused.
+    /// It refused; EIO if it does not say why.
     Refused(Errno),
 }
 
 /// The request channel with what was agreed about it.
 #[derive(Debug)]
 pub struct Channel {
-    socket: SafeDescriptor,
-    protocol_features: u64,
+    client: FrontendClient,
+    protocol_features: ProtocolFeatures,
 }
 
 impl Channel {
-    /// Takes the socket that came with `SET_BACKEND_REQ_FD`.
+    /// Takes the socket that came with `SET_BACKEND_REQ_FD`, and the bits of the protocol features.
     pub fn new(socket: SafeDescriptor, protocol_features: u64) -> Self {
+        let protocol_features = ProtocolFeatures::from_bits_retain(protocol_features);
+        let reply_ack = protocol_features.contains(ProtocolFeatures::REPLY_ACK);
         Self {
-            socket,
+            client: FrontendClient::new(socket, reply_ack),
             protocol_features,
         }
     }
 
     /// Tells whether the frontend maps at all.
     pub fn has_shmem(&self) -> bool {
-        self.protocol_features & SHMEM != 0
+        self.protocol_features.contains(ProtocolFeatures::SHMEM)
     }
 
     /// Tells whether standard requests are answered.
     pub fn has_replies(&self) -> bool {
-        self.protocol_features & REPLY_ACK != 0
+        self.protocol_features.contains(ProtocolFeatures::REPLY_ACK)
     }
 
     /// Duplicates the socket, to shut it down from another thread.
@@ -132,15 +98,15 @@ impl Channel {
     /// # Errors
     /// Those of the system.
     pub fn try_clone_socket(&self) -> Result<SafeDescriptor, Errno> {
-        self.socket.try_clone()
+        Ok(self.client.as_fd().try_clone_to_owned()?.into())
     }
 
     /// Maps `file` and waits for the answer.
     ///
     /// # Errors
-    /// [`Error`] when the channel is no longer usable; a refusal is an [`Answer`].
+    /// [`Error`] when the channel is no longer usable.
     pub fn map(&mut self, mapping: &Mapping, file: BorrowedFd<'_>) -> Result<Answer, Error> {
-        self.request(SHMEM_MAP, &mapping.payload(), &[file], ReplyRule::Ack)
+        self.request(&Outgoing::shmem_map(&mapping.payload(), file))
     }
 
     /// Unmaps what [`Channel::map`] mapped.
@@ -155,7 +121,7 @@ impl Channel {
             len,
             flags: 0,
         };
-        self.request(SHMEM_UNMAP, &mapping.payload(), &[], ReplyRule::Ack)
+        self.request(&Outgoing::shmem_unmap(&mapping.payload()))
     }
 
     /// Says that the configuration space has changed, if that may be said.
@@ -163,115 +129,41 @@ impl Channel {
     /// # Errors
     /// As for [`Channel::map`].
     pub fn config_changed(&mut self) -> Result<Answer, Error> {
-        if self.protocol_features & CONFIG == 0 {
+        if !self.protocol_features.contains(ProtocolFeatures::CONFIG) {
             return Ok(Answer::Granted);
         }
-        self.request(CONFIG_CHANGE_MSG, &[], &[], ReplyRule::Ack)
+        self.request(&Outgoing::config_change())
     }
 
-    /// Sends any request and waits for its reply, if `rule` promises one.
+    /// Sends any request and waits for its reply, if one is due.
     ///
     /// # Errors
     /// As for [`Channel::map`].
-    pub fn request(
-        &mut self,
-        code: u32,
-        payload: &[u8],
-        descriptors: &[BorrowedFd<'_>],
-        rule: ReplyRule,
-    ) -> Result<Answer, Error> {
-        let size = u32::try_from(payload.len()).map_err(|_| Errno::new(libc::EMSGSIZE))?;
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(&code.to_ne_bytes());
-        header[4..8].copy_from_slice(&(VERSION | NEED_REPLY).to_ne_bytes());
-        header[8..].copy_from_slice(&size.to_ne_bytes());
-        let message = [&header, payload].concat();
-        let mut descriptors = descriptors;
-        let mut rest = message.as_slice();
-        while !rest.is_empty() {
-            let sent = scm::send(
-                self.socket_fd(),
-                &[IoSlice::new(rest)],
-                descriptors,
-                Wait::Block,
-            )
-            .map_err(closed)?;
-            descriptors = &[];
-            rest = rest.get(sent..).unwrap_or_default();
+    pub fn request(&mut self, request: &Outgoing<'_>) -> Result<Answer, Error> {
+        match self.client.call(request) {
+            Ok(()) => Ok(Answer::Granted),
+            Err(error @ ClientError::Refused { .. }) => Ok(Answer::Refused(
+                error.errno().unwrap_or(Errno::new(libc::EIO)),
+            )),
+            Err(error) => Err(error.into()),
         }
-        if rule == ReplyRule::Ack && !self.has_replies() {
-            return Ok(Answer::Granted);
-        }
-        self.reply(code)
-    }
-
-    fn reply(&self, request: u32) -> Result<Answer, Error> {
-        let mut bytes = [0; HEADER + 8];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            let received = scm::recv(
-                self.socket_fd(),
-                &mut [IoSliceMut::new(&mut bytes[filled..])],
-                &mut DescriptorVec::<1>::new(),
-                Wait::Block,
-            )
-            .map_err(closed)?;
-            if received.bytes == 0 {
-                return Err(Error::Closed);
-            }
-            filled += received.bytes;
-        }
-        let word = |at: usize| {
-            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
-        let (code, flags, size) = (word(0), word(4), word(8));
-        if code != request || flags & !NEED_REPLY != VERSION | REPLY || size != 8 {
-            return Err(Error::Reply {
-                request,
-                code,
-                flags,
-                size,
-            });
-        }
-        let value = i64::from_ne_bytes([
-            bytes[12], bytes[13], bytes[14], bytes[15], bytes[16], bytes[17], bytes[18], bytes[19],
-        ]);
-        Ok(answer(value))
-    }
-
-    fn socket_fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
-        self.socket.as_fd()
-    }
-}
-
-impl AsRawDescriptor for Channel {
-    fn as_raw_descriptor(&self) -> base::RawDescriptor {
-        self.socket.as_raw_descriptor()
-    }
-}
-
-fn closed(errno: Errno) -> Error {
-    match errno.errno() {
-        libc::EPIPE | libc::ECONNRESET => Error::Closed,
-        _ => Error::Socket(errno),
-    }
-}
-
-/// Reads a reply's value: `-errno` from most frontends, 1 from some.
-fn answer(value: i64) -> Answer {
-    match value {
-        0 => Answer::Granted,
-        -4095..0 => Answer::Refused(Errno::new(i32::try_from(-value).unwrap_or(libc::EIO))),
-        _ => Answer::Refused(Errno::new(libc::EIO)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::io::IoSlice;
+    use std::io::IoSliceMut;
+
+    use base::scm;
+    use base::scm::DescriptorVec;
+    use base::scm::Wait;
 
     use super::*;
+
+    const REPLY_ACK: u64 = 1 << 3;
+    const CONFIG: u64 = 1 << 9;
+    const SHMEM: u64 = 1 << 22;
 
     /// `SHMEM_MAP`, need_reply, 40 bytes: typed by hand from the specification.
     #[rustfmt::skip]
@@ -343,9 +235,11 @@ mod tests {
     #[test]
     fn refusal_without_an_errno_is_eio() {
         for value in [1, i64::MAX, i64::MIN, -4096] {
-            assert_eq!(answer(value), Answer::Refused(Errno::new(libc::EIO)));
+            let (mut channel, frontend) = pair(REPLY_ACK | SHMEM);
+            reply(&frontend, 10, value);
+            let answer = channel.unmap(0, 0, 1).expect("an answer");
+            assert_eq!(answer, Answer::Refused(Errno::new(libc::EIO)), "{value}");
         }
-        assert_eq!(answer(-4095), Answer::Refused(Errno::new(4095)));
     }
 
     #[test]
@@ -355,10 +249,13 @@ mod tests {
         assert_eq!(answer, Answer::Granted);
         let answer = channel.config_changed().expect("no answer");
         assert_eq!(answer, Answer::Granted);
-        assert_eq!(received(&frontend), (MAP.to_vec(), 1));
+        // No need_reply: there would be no reply.
+        let mut map = MAP;
+        map[4] = 1;
+        assert_eq!(received(&frontend), (map.to_vec(), 1));
         assert_eq!(
             received(&frontend),
-            (vec![2, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0], 0)
+            (vec![2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], 0)
         );
     }
 
@@ -369,13 +266,9 @@ mod tests {
         let result = channel.map(&MAPPING, frontend.as_fd());
         assert!(
             matches!(
-                result,
-                Err(Error::Reply {
-                    request: 9,
-                    code: 10,
-                    flags: 5,
-                    size: 8
-                })
+                &result,
+                Err(Error::Channel(ClientError::UnexpectedReply { want, got }))
+                    if (want.0, got.0) == (9, 10)
             ),
             "{result:?}"
         );
@@ -386,6 +279,9 @@ mod tests {
         let (mut channel, frontend) = pair(REPLY_ACK | SHMEM);
         drop(frontend);
         let result = channel.unmap(0, 0, 1);
-        assert!(matches!(result, Err(Error::Closed)), "{result:?}");
+        assert!(
+            matches!(result, Err(Error::Channel(ClientError::Connection(_)))),
+            "{result:?}"
+        );
     }
 }

@@ -13,14 +13,13 @@ use rustix::fs::MemfdFlags;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use thiserror::Error as ThisError;
+use vmm_vhost::Outgoing;
+use vmm_vhost::message::ExternalMapPayload;
 
 use super::channel::Answer;
 use super::channel::Channel;
 use super::channel::Error;
 use super::channel::Mapping;
-use super::channel::ReplyRule;
-
-const EXTERNAL_MAP: u32 = 1007;
 
 /// There is no hostile request of this name.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
@@ -135,12 +134,14 @@ impl Probe {
                     channel.unmap(valid.shmid, valid.shm_offset, page)
                 })
             }
-            Self::External => channel.request(
-                EXTERNAL_MAP,
-                &external_payload(&valid),
-                &[],
-                ReplyRule::Always,
-            ),
+            Self::External => channel.request(&Outgoing::external_map(&ExternalMapPayload {
+                shmid: valid.shmid,
+                padding: [0; 7],
+                shm_offset: valid.shm_offset,
+                len: valid.len,
+                // Any address will do: none of this process means anything to the frontend.
+                ptr: 0x1000,
+            })),
             Self::UnmapHole => channel.unmap(valid.shmid, valid.shm_offset, page),
             Self::ReadOnlyFile => {
                 let path = "/proc/self/exe";
@@ -209,16 +210,6 @@ fn memfd(size: u64) -> rustix::io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("probe", MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&file, size)?;
     Ok(file)
-}
-
-fn external_payload(mapping: &Mapping) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes[0] = mapping.shmid;
-    bytes[8..16].copy_from_slice(&mapping.shm_offset.to_ne_bytes());
-    bytes[16..24].copy_from_slice(&mapping.len.to_ne_bytes());
-    // Any address will do: none of this process means anything to the frontend.
-    bytes[24..32].copy_from_slice(&0x1000_u64.to_ne_bytes());
-    bytes
 }
 
 impl fmt::Display for Probe {
