@@ -28,6 +28,7 @@ use jail::Violation;
 use crate::runner::Test;
 use crate::spawned::Jailed;
 use crate::spawned::TIMEOUT;
+use crate::spawned::report_of;
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -186,7 +187,7 @@ fn every_wall_stands_without_the_filter() {
     let expected = ATTEMPTS
         .iter()
         .map(|(name, _, errno)| format!("{name}: {errno}"));
-    let report = child.wait().expect("it can be waited for");
+    let report = report_of(&mut child);
     assert_eq!(lines, expected.collect::<Vec<_>>());
     assert_eq!(report.end, End::Exited { code: 0 });
     assert!(child.missing().len() > 10, "the calls went by the filter");
@@ -211,7 +212,7 @@ fn every_attempt_ends_at_the_filter() {
             ..Jailed::new("try-one")
         };
         let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-        let end = child.wait().expect("it can be waited for").end;
+        let end = report_of(&mut child).end;
         // Memory is what a process may ask for; the limit refuses it.
         let may_ask = *name == "use up all memory";
         match end {

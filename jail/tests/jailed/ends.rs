@@ -6,6 +6,7 @@ use jail::Violation;
 
 use crate::runner::Test;
 use crate::spawned::Jailed;
+use crate::spawned::report_of;
 
 pub(crate) const TESTS: &[Test] = &[
     ("ends::code_is_reported", code_is_reported),
@@ -49,7 +50,7 @@ fn end_of(action: &str, level: SandboxLevel) -> End {
         ..Jailed::new(action)
     };
     let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-    child.wait().expect("it can be waited for").end
+    report_of(&mut child).end
 }
 
 fn code_is_reported() {
@@ -161,7 +162,7 @@ fn violation_in_kill_mode_has_no_call() {
             ..Jailed::new("socket")
         };
         let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-        let report = child.wait().expect("it can be waited for");
+        let report = report_of(&mut child);
         assert_eq!(report.end, End::Violation { call: None });
     }
 }
@@ -174,7 +175,7 @@ fn log_mode_lists_what_the_policy_lacks() {
             ..Jailed::new("worker-socket")
         };
         let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-        let report = child.wait().expect("it can be waited for");
+        let report = report_of(&mut child);
         assert_eq!(report.end, End::Exited { code: 0 });
         let missing = child.missing();
         let names: Vec<_> = missing.iter().map(|call| (call.name, call.count)).collect();

@@ -14,6 +14,7 @@ use rustix::process::getsid;
 
 use crate::runner::Test;
 use crate::spawned::hold;
+use crate::spawned::report_of;
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -175,7 +176,7 @@ fn hang_up_is_seen() {
     );
     held.socket.write_all(b"").expect("nothing is written");
     drop(held.socket);
-    let report = held.child.wait().expect("it can be waited for");
+    let report = report_of(&mut held.child);
     assert_eq!(report.end, End::Exited { code: 0 });
     assert_eq!(
         held.child.try_wait().expect("it was waited for"),

@@ -10,6 +10,7 @@ use jail::policy::Test as PolicyTest;
 
 use crate::runner::Test;
 use crate::spawned::Jailed;
+use crate::spawned::report_of;
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -56,7 +57,7 @@ fn probe(kind: &str, level: SandboxLevel, number: u32, arguments: &[u64; 6]) -> 
         ..Jailed::new("call")
     };
     let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-    child.wait().expect("it can be waited for").end
+    report_of(&mut child).end
 }
 
 #[track_caller]

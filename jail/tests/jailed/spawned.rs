@@ -9,7 +9,6 @@ use std::io::Seek;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::IntoRawFd;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
@@ -21,6 +20,7 @@ use std::time::Duration;
 
 use jail::Arch;
 use jail::End;
+use jail::ExitReport;
 use jail::JailedChild;
 use jail::Policy;
 use jail::Program;
@@ -275,7 +275,7 @@ pub(crate) fn forwarder() -> ExitCode {
         ..Jailed::new("socket")
     };
     let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-    child.wait().expect("it can be waited for");
+    report_of(&mut child);
     ExitCode::SUCCESS
 }
 
@@ -323,10 +323,18 @@ fn child_dies_with_its_parent() {
     assert_eq!(wait_for_end(&pidfd, TIMEOUT), 1, "it dies with its parent");
 }
 
+/// The report of a process that ends in time.
+#[track_caller]
+pub(crate) fn report_of(child: &mut JailedChild) -> ExitReport {
+    let ended = wait_for_end(child.pidfd(), TIMEOUT);
+    assert_eq!(ended, 1, "the process does not end");
+    child.wait().expect("it can be waited for")
+}
+
 /// 1 if the process has ended within `timeout`.
-fn wait_for_end(pidfd: &OwnedFd, timeout: Duration) -> usize {
+fn wait_for_end(pidfd: impl AsFd, timeout: Duration) -> usize {
     let timeout = Timespec::try_from(timeout).expect("it is short");
-    let mut descriptors = [PollFd::new(pidfd, PollFlags::IN)];
+    let mut descriptors = [PollFd::new(&pidfd, PollFlags::IN)];
     poll(&mut descriptors, Some(&timeout)).expect("it can be waited for")
 }
 
@@ -403,7 +411,7 @@ fn policy_of_a_folder_takes_the_place_of_the_built_in_one() {
     text.push("socketpair: return EPERM".to_owned());
     std::fs::write(&path, text.join("\n")).expect("it can be written");
     let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-    let report = child.wait().expect("it can be waited for");
+    let report = report_of(&mut child);
     assert_eq!(
         report.end,
         End::Exited { code: 51 },

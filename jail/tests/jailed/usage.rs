@@ -8,6 +8,7 @@ use jail::Violation;
 
 use crate::runner::Test;
 use crate::spawned::Jailed;
+use crate::spawned::report_of;
 
 pub(crate) const TESTS: &[Test] = &[(
     "usage::every_common_rule_is_used",
@@ -54,7 +55,7 @@ fn every_common_rule_is_used() {
             ..Jailed::new(action)
         };
         let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
-        child.wait().expect("it can be waited for");
+        report_of(&mut child);
         used.extend(child.missing().iter().filter_map(|call| call.name));
     }
     let common = Policy::built_in("common", Arch::NATIVE).expect("it is in order");
