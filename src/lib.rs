@@ -8,4 +8,5 @@ pub mod cli;
 pub mod conform;
 pub mod control;
 pub mod demo;
+pub mod text;
 pub mod vmm;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::text::without_error_numbers;
+
 /// The command ran and did not succeed.
 const FAILED: u8 = 1;
 /// The command line itself is wrong.
@@ -127,24 +129,6 @@ pub fn usage_line(error: &clap::Error) -> String {
 fn one_line(text: &str) -> String {
     let joined = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     super::table::printable(&without_error_numbers(&joined))
-}
-
-fn without_error_numbers(text: &str) -> String {
-    const MARK: &str = " (os error ";
-    let mut parts = text.split(MARK);
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(')') {
-            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
-                plain.push_str(rest);
-            }
-            _ => {
-                plain.push_str(MARK);
-                plain.push_str(part);
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

@@ -15,12 +15,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::inotify;
-use rustix::time::Itimerspec;
-use rustix::time::TimerfdClockId;
-use rustix::time::TimerfdFlags;
-use rustix::time::TimerfdTimerFlags;
-use rustix::time::Timespec;
 
+use super::timer::Timer;
 use crate::control::client::connect_now;
 
 /// The first pause after a refused connection.
@@ -33,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 pub(super) struct BackendSocket {
     path: PathBuf,
     watch: Option<OwnedFd>,
-    timer: OwnedFd,
+    timer: Timer,
     pause: Duration,
     is_resting: bool,
 }
@@ -53,14 +49,10 @@ impl BackendSocket {
     /// # Errors
     /// The system has no timer or no inotify instance left.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
-        let timer = rustix::time::timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-        )?;
         Ok(Self {
             path: path.to_owned(),
             watch: watch_folder(path)?,
-            timer,
+            timer: Timer::new()?,
             pause: FIRST_PAUSE,
             is_resting: false,
         })
@@ -87,7 +79,7 @@ impl BackendSocket {
         }
         match connect_now(&self.path) {
             Ok(stream) => {
-                self.set_timer(Duration::ZERO)?;
+                self.timer.start(Duration::ZERO)?;
                 Ok(Attempt::Connected(stream))
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -96,7 +88,7 @@ impl BackendSocket {
                     Some(_) => Duration::ZERO,
                     None => LONGEST_PAUSE,
                 };
-                self.set_timer(pause)?;
+                self.timer.start(pause)?;
                 Ok(Attempt::NotYet(e))
             }
             Err(e)
@@ -105,7 +97,7 @@ impl BackendSocket {
                     ErrorKind::ConnectionRefused | ErrorKind::WouldBlock
                 ) =>
             {
-                self.set_timer(self.pause)?;
+                self.timer.start(self.pause)?;
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 Ok(Attempt::NotYet(e))
             }
@@ -119,18 +111,14 @@ impl BackendSocket {
     /// What the system says to a timer; none is known.
     pub(super) fn rest(&mut self, pause: Duration) -> io::Result<()> {
         self.is_resting = true;
-        self.set_timer(pause)
+        self.timer.start(pause)
     }
 
     /// Whether a pause is on and goes on; to be asked when a descriptor is readable, before an attempt.
     pub(super) fn is_resting(&mut self) -> io::Result<bool> {
         if self.is_resting {
             self.drain_watch();
-            match rustix::io::read(&self.timer, &mut [0; 8]) {
-                Ok(_) => self.is_resting = false,
-                Err(rustix::io::Errno::AGAIN) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            self.is_resting = !self.timer.take()?;
         }
         Ok(self.is_resting)
     }
@@ -152,17 +140,6 @@ impl BackendSocket {
             changed |= file == name;
         }
         changed
-    }
-
-    /// Arms the timer once; zero disarms it.
-    fn set_timer(&self, pause: Duration) -> io::Result<()> {
-        let value = Timespec::try_from(pause).map_err(|_| ErrorKind::InvalidInput)?;
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: value,
-        };
-        rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
-        Ok(())
     }
 }
 
@@ -189,6 +166,7 @@ mod tests {
 
     use rustix::event::PollFd;
     use rustix::event::PollFlags;
+    use rustix::time::Timespec;
     use tempfile::TempDir;
 
     use super::*;

@@ -30,6 +30,7 @@ use crate::control::message::StopReport;
 use crate::control::message::decode_hex;
 use crate::control::message::encode_hex;
 use crate::control::server::ClientId;
+use crate::text::causes;
 
 /// How many accesses to guest memory wait at most: more are pending only when one of them hangs.
 const MAX_ACCESSES: usize = 16;
@@ -370,7 +371,7 @@ impl Place {
                 ));
                 Err(refusal.advise("portcullis ctl maps lists what is mapped"))
             }
-            Err(error) => Err(Refusal::new(device::words(&error))),
+            Err(error) => Err(Refusal::new(causes(&error))),
         }
     }
 }

@@ -21,6 +21,8 @@ use vm_control::DeviceId;
 use vm_control::Generation;
 use vm_control::ServiceHandle;
 
+use crate::text::causes;
+
 /// How long a process whose tube has closed may take to be gone: it is on its way out already.
 const LAST_STEPS: Duration = Duration::from_secs(1);
 
@@ -101,7 +103,7 @@ pub(super) fn spawn(
     spawner: &Spawner,
     config: DeviceProcessConfig,
 ) -> Result<DeviceProcess, Death> {
-    DeviceProcess::spawn(spawner, config).map_err(|error| Death::unborn(words(&error)))
+    DeviceProcess::spawn(spawner, config).map_err(|error| Death::unborn(causes(&error)))
 }
 
 /// Finds out how a device process ended, if it has.
@@ -122,7 +124,7 @@ pub(super) fn call<T>(
         Ok(value) => Ok((process, Ok(value))),
         Err(error) if error.is_fatal() => Err(end_after(process, &error)),
         Err(error) => {
-            let reason = words(&error);
+            let reason = causes(&error);
             Ok((process, Err(reason)))
         }
     }
@@ -157,7 +159,7 @@ pub(super) fn shut_down(mut process: DeviceProcess) -> Death {
     let pid = process.pid();
     let death = match process.shutdown() {
         Ok(report) => Death::of(&report),
-        Err(error) => Death::unknown(pid, &words(&error)),
+        Err(error) => Death::unknown(pid, &causes(&error)),
     };
     death.with_missing_calls(&process)
 }
@@ -176,23 +178,11 @@ pub(super) fn end(mut process: DeviceProcess, reason: &str) -> Death {
 fn end_after(mut process: DeviceProcess, error: &device_process::Error) -> Death {
     if !matches!(error, device_process::Error::Ended { .. }) {
         // It was killed for the reason that the error gives.
-        return end(process, &words(error));
+        return end(process, &causes(error));
     }
     // Its tubes have closed because it is on its way out: then the system tells why.
     let pidfd = process.pidfd();
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     let _ = rustix::event::poll(&mut fds, Timespec::try_from(LAST_STEPS).ok().as_ref());
-    ended(&mut process).unwrap_or_else(|| end(process, &words(error)))
-}
-
-/// An error with all its causes on one line.
-pub(super) fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    ended(&mut process).unwrap_or_else(|| end(process, &causes(error)))
 }

@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use base::Event as InterruptEvent;
 use base::EventType;
 use base::RateLimit;
 use base::WaitContext;
 use devices::control::BackendInfo;
 use devices::control::ChannelClosed;
+use devices::control::DeviceEvent;
 use devices::control::RefusedRequest;
 use devices::device_process::DeviceProcess;
 use vm_control::DeviceId;
@@ -25,6 +27,9 @@ use crate::control::message::RegionReport;
 
 /// A device that lived shorter than this is not started again at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// How many events of the device process are taken before others have their turn.
+const EVENTS_A_TURN: usize = 32;
 
 /// The VMM's device.
 #[derive(Default)]
@@ -65,6 +70,17 @@ impl Default for Limits {
             told: RateLimit::new(20, Duration::from_millis(200)),
         }
     }
+}
+
+/// When to listen to a device process again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heed {
+    /// As soon as it has something to tell.
+    Now,
+    /// After a while: it has told too much.
+    Later,
+    /// Not before something else has happened.
+    Never,
 }
 
 /// What is watched of a live device process.
@@ -111,9 +127,26 @@ impl Device {
         self.born.is_none_or(|born| born.elapsed() < SHORT_LIFE)
     }
 
-    /// Whether one more event of the device process may be read; if not, it tells too much.
-    pub(super) fn may_read(&mut self) -> bool {
-        self.limits.read.permit().is_some()
+    /// Reads what the process has to tell, but not without end.
+    pub(super) fn read_events(&mut self) -> (ArrayVec<DeviceEvent, EVENTS_A_TURN>, Heed) {
+        let mut events = ArrayVec::new();
+        let Some(process) = &mut self.process else {
+            // Until the call that has it gives it back.
+            return (events, Heed::Never);
+        };
+        while !events.is_full() {
+            if self.limits.read.permit().is_none() {
+                // What it has to tell more can wait; it does not wait for us.
+                return (events, Heed::Later);
+            }
+            match process.try_event() {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                // The process is ending; its pidfd tells how.
+                Err(_) => return (events, Heed::Never),
+            }
+        }
+        (events, Heed::Now)
     }
 
     /// Whether one more refused request may be told, and how many were not since the last one.

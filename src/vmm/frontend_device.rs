@@ -23,7 +23,6 @@ use thiserror::Error as ThisError;
 use vm_control::DeviceId;
 use vm_control::ServiceHandle;
 
-use super::device::words;
 use super::machine::Doorbell;
 use super::machine::Doorbells;
 use super::machine::GuestMemory;
@@ -32,6 +31,7 @@ use super::mmio::Activation;
 use super::mmio::InterruptLine;
 use super::mmio::SharedMemoryWindow;
 use super::mmio::VirtioDevice;
+use crate::text::causes;
 
 #[cfg(test)]
 mod tests;
@@ -305,7 +305,7 @@ impl VirtioDevice for FrontendDevice {
         match self.process.read_config(offset, len) {
             Ok(bytes) if bytes.len() == out.len() => out.copy_from_slice(&bytes),
             Ok(_) => (),
-            Err(error) => tracing::debug!("configuration at {offset}: {}", words(&error)),
+            Err(error) => tracing::debug!("configuration at {offset}: {}", causes(&error)),
         }
     }
 
@@ -314,7 +314,7 @@ impl VirtioDevice for FrontendDevice {
             return;
         };
         if let Err(error) = self.process.write_config(offset, bytes) {
-            tracing::debug!("configuration at {offset}: {}", words(&error));
+            tracing::debug!("configuration at {offset}: {}", causes(&error));
         }
     }
 
@@ -328,7 +328,7 @@ impl VirtioDevice for FrontendDevice {
                 tracing::warn!(
                     "device of type {}: {}",
                     self.config.device_type,
-                    words(&error)
+                    causes(&error)
                 );
                 Err(ActivateError)
             }
@@ -354,7 +354,7 @@ impl VirtioDevice for FrontendDevice {
             tracing::warn!(
                 "reset of the device of type {}: {}",
                 self.config.device_type,
-                words(&error)
+                causes(&error)
             );
         }
     }

@@ -36,6 +36,7 @@ use super::machine::MemslotConfig;
 use super::machine::RegionLayout;
 use crate::control::message::RegionReport;
 use crate::control::message::SeenBy;
+use crate::text::causes;
 
 /// Why a part of the host could not be made.
 #[remain::sorted]
@@ -113,10 +114,7 @@ impl Host {
             Guest::None => (Machine::without_guest(config()), None),
             Guest::Auto => match Machine::open(config()) {
                 Ok(machine) => (Ok(machine), None),
-                Err(error) => (
-                    Machine::without_guest(config()),
-                    Some(super::device::words(&error)),
-                ),
+                Err(error) => (Machine::without_guest(config()), Some(causes(&error))),
             },
         };
         let machine = machine.map_err(Error::Machine)?;
@@ -253,7 +251,7 @@ impl Host {
                 dropped = mappings;
             }
             if !matches!(reason, GoneReason::Closed) {
-                tracing::warn!("{device}: {}", super::device::words(&reason));
+                tracing::warn!("{device}: {}", causes(&reason));
             }
         }
         dropped

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use base::EventToken;
@@ -27,6 +28,7 @@ use super::events::Observer;
 use super::holes::Holes;
 use super::host;
 use super::host::Host;
+use super::timer::Timer;
 use crate::control::message::Refusal;
 use crate::control::message::Request;
 use crate::control::server::BindError;
@@ -54,6 +56,8 @@ pub(super) enum Token {
     Access,
     /// The device process has something to tell.
     DeviceEvent,
+    /// The device process may go on telling.
+    DeviceHeed,
     /// The device process has ended.
     DeviceEnd,
     /// The process that listened on the backend's socket has ended.
@@ -135,6 +139,8 @@ pub(super) struct Vmm<'a> {
     control: Option<Server>,
     /// Clients that may have sent their next request along with the one just answered.
     revisit: Vec<ClientId>,
+    /// Runs while the device process has told too much.
+    pub(super) deafness: Timer,
     /// The listening socket is not watched: the process is out of descriptors.
     is_deaf: bool,
     signals: SignalFd,
@@ -191,6 +197,7 @@ impl<'a> Vmm<'a> {
             .transpose()?;
         let holes = Holes::new()?;
         let host = Host::new(config.guest, config.memory, holes.reporter())?;
+        let deafness = Timer::new()?;
         let calls = Aside::start("calls")?;
         let accesses = Aside::start("accesses")?;
         let wait = WaitContext::build_with(&[
@@ -198,6 +205,7 @@ impl<'a> Vmm<'a> {
             (calls.ready(), Token::Call),
             (accesses.ready(), Token::Access),
             (holes.ready(), Token::Hole),
+            (&deafness.as_fd(), Token::DeviceHeed),
         ])
         .map_err(io::Error::from)?;
         if let Some(server) = &control {
@@ -216,6 +224,7 @@ impl<'a> Vmm<'a> {
             waiting: VecDeque::new(),
             control,
             revisit: Vec::new(),
+            deafness,
             is_deaf: false,
             signals,
             holes,
@@ -244,6 +253,7 @@ impl<'a> Vmm<'a> {
                 Token::Call => self.returned_calls(),
                 Token::Access => self.returned_accesses(),
                 Token::DeviceEvent => self.device_events(),
+                Token::DeviceHeed => self.heed_device()?,
                 Token::DeviceEnd => self.device_ended(),
                 Token::BackendEnd => self.backend_ended(),
                 Token::Hole => self.hole(),

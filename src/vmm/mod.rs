@@ -15,6 +15,7 @@ mod main_loop;
 pub mod mmio;
 pub mod proof;
 mod supervisor;
+mod timer;
 
 pub use main_loop::Error;
 pub use main_loop::run;

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::time::Instant;
 
-use arrayvec::ArrayVec;
 use base::Event as InterruptEvent;
 use base::EventType;
 use devices::control::BackendInfo;
@@ -23,6 +22,7 @@ use super::config::Restart;
 use super::device;
 use super::device::Death;
 use super::device_state::Backend;
+use super::device_state::Heed;
 use super::device_state::Watch;
 use super::device_state::closed_words;
 use super::device_state::refused_report;
@@ -34,13 +34,14 @@ use super::main_loop::Token;
 use super::main_loop::Vmm;
 use super::proof::Proof;
 use crate::control::message::DeviceState;
+use crate::text::causes;
 
 /// The pause before the next life after a short one.
 const PAUSE: Duration = Duration::from_millis(25);
 /// The pause where there was no life at all, or can be none as things are.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// How many events of the device process are taken before others have their turn.
-const EVENTS_A_TURN: usize = 32;
+/// How long nothing is heard of a device process that has told too much.
+const DEAFNESS: Duration = Duration::from_millis(50);
 /// How long the end of the VMM waits for a call that has lost its process.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
@@ -127,7 +128,7 @@ impl Vmm<'_> {
                 // Both descriptors leave the wait context as they are closed.
                 self.device.socket = None;
                 if let Err(error) = self.backend_connected(stream) {
-                    self.died(Death::unborn(device::words(&error)));
+                    self.died(Death::unborn(causes(&error)));
                 }
             }
             Ok(Attempt::NotYet(source)) if is_first && !self.config.wait => {
@@ -268,7 +269,7 @@ impl Vmm<'_> {
             .add_regions(id, &self.config.device.name, &info.regions)
         {
             Ok(regions) => self.device.regions = regions,
-            Err(error) => return self.died(device::end(process, &device::words(&error))),
+            Err(error) => return self.died(device::end(process, &causes(&error))),
         }
         self.device.info = Some(info);
         self.calls
@@ -324,30 +325,27 @@ impl Vmm<'_> {
 
     /// Tells what the device process has to tell.
     pub(super) fn device_events(&mut self) {
-        let Some(process) = &mut self.device.process else {
-            self.device.heed_events(&self.wait, EventType::None);
-            return;
+        let (events, heed) = self.device.read_events();
+        let interest = match heed {
+            Heed::Now => EventType::Read,
+            Heed::Later | Heed::Never => EventType::None,
         };
-        let mut events = ArrayVec::<_, EVENTS_A_TURN>::new();
-        let mut interest = EventType::Read;
-        while !events.is_full() {
-            match process.try_event() {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => break,
-                Err(_) => {
-                    // The process is ending; its pidfd tells how.
-                    interest = EventType::None;
-                    break;
-                }
-            }
-        }
         self.device.heed_events(&self.wait, interest);
+        if heed == Heed::Later
+            && let Err(error) = self.deafness.start(DEAFNESS)
+        {
+            self.fail(Error::Loop(error));
+        }
         for event in events {
-            if !self.device.may_read() {
-                return self.end_process("it floods its event tube");
-            }
             self.device_event(event);
         }
+    }
+
+    /// Goes on listening to a device process that has told too much.
+    pub(super) fn heed_device(&mut self) -> io::Result<()> {
+        self.deafness.take()?;
+        self.device.heed_events(&self.wait, EventType::Read);
+        Ok(())
     }
 
     /// Ends the device process for a reason, if no call has it.
@@ -492,7 +490,7 @@ impl Vmm<'_> {
         }
         match self.ending.take() {
             Some(Ending::Failed(error)) => {
-                let reason = device::words(&error);
+                let reason = causes(&error);
                 self.observer.event(Event::Stopped { reason });
                 Err(error)
             }
