@@ -3,6 +3,7 @@
 //! They are there to run and to test frontends with, this project's and others. A backend trusts its
 //! frontend and waits for it; nothing here is part of a VMM.
 
+pub mod blobs;
 pub mod channel;
 pub mod config_space;
 pub mod files;

@@ -293,13 +293,10 @@ impl Rings {
         self.update(at, device)
     }
 
-    /// Stops all rings and forgets everything but the memory.
-    pub fn reset(&mut self, device: &mut dyn RingDevice) {
-        for at in 0..self.setups.len() {
-            if let Err(error) = self.stop(at, device) {
-                base::warn!("ring {at} is lost: {error}");
-            }
-            self.setups[at] = Setup::default();
+    /// Forgets everything but the memory. The device has given up its rings by itself, whatever they were doing.
+    pub fn reset(&mut self) {
+        for setup in &mut self.setups {
+            *setup = Setup::default();
         }
         self.features = 0;
     }
@@ -340,13 +337,13 @@ impl Rings {
         self.memory.is_some() && setup.size != 0 && setup.addresses.is_some() && has_kick
     }
 
+    /// Starts a ring. One that can't be started loses its kick, so that it can be set up anew.
     fn start(&mut self, at: usize, device: &mut dyn RingDevice) -> io::Result<()> {
+        let kick = self.setups[at].kick.take();
+        let kick = kick.ok_or_else(|| invalid("a ring without a kick"))?;
         let (memory, queue) = self.queue(&self.setups[at])?;
         let index = index(at)?;
         let setup = &mut self.setups[at];
-        let Some(kick) = setup.kick.take() else {
-            return Err(invalid("a ring without a kick"));
-        };
         let ring = Ring {
             queue,
             memory,

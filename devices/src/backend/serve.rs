@@ -120,7 +120,8 @@ pub trait Device: Send {
     /// The frontend gets a failure if it asked for an answer, the connection goes on.
     fn write_config(&mut self, offset: u32, bytes: &[u8]) -> io::Result<()>;
 
-    /// The frontend resets the device: it removes the mappings itself. Must not wait for it.
+    /// The frontend resets the device: it removes the mappings itself. Must not wait for it. A device with queues gives
+    /// up its rings, and what it was doing for them.
     fn reset(&mut self);
 
     /// The queues, for a device that has some; it has none by default.
@@ -239,11 +240,8 @@ impl VhostUserBackendReqHandlerMut for Handler<'_> {
     }
 
     fn reset_device(&mut self) -> VhostResult<()> {
-        self.with_rings(|rings, device| {
-            rings.reset(device);
-            Ok(())
-        })?;
         self.device.reset();
+        self.rings.reset();
         Ok(())
     }
 

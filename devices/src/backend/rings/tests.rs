@@ -175,10 +175,11 @@ fn call_can_change_and_go_under_a_running_ring() {
 }
 
 #[test]
-fn reset_stops_rings_and_forgets_them() {
+fn reset_forgets_rings() {
     let (mut rings, mut device) = running();
-    rings.reset(&mut device);
-    assert!(device.ring.is_none());
+    device.ring = None;
+    rings.reset();
+    assert_eq!(device.stops, 0);
     tell(&mut rings, &mut device, 4);
     assert!(device.ring.is_none());
 }
@@ -196,22 +197,28 @@ fn ring_that_can_not_be_is_refused() {
     let result = rings.set_kick(0, None, &mut device);
     check_refused(result, "a ring without a kick");
     assert_eq!(device.stops, 0);
-    for outside in [USER - 1, USER + BYTES, 0, u64::MAX] {
-        let used = RingAddresses {
-            used: outside,
-            ..ADDRESSES
-        };
-        let result = rings.set_addresses(0, used, &mut device);
-        check_refused(result, "an address that is not in the guest's memory");
+}
+
+#[test]
+fn ring_that_can_not_start_is_set_up_anew() {
+    let outside = "an address that is not in the guest's memory";
+    let overhanging = "a ring that is not in the guest's memory";
+    for (used, text) in [
+        (USER - 1, outside),
+        (USER + BYTES, outside),
+        (0, outside),
+        (u64::MAX, outside),
+        (USER + BYTES - 4, overhanging),
+    ] {
+        let (mut rings, mut device) = running();
+        let addresses = RingAddresses { used, ..ADDRESSES };
+        check_refused(rings.set_addresses(0, addresses, &mut device), text);
         assert!(device.ring.is_none());
+        let features = rings.set_features(FEATURES, &mut device);
+        features.expect("that has nothing to do with the ring");
+        tell(&mut rings, &mut device, 2);
+        assert!(device.ring.is_none());
+        tell(&mut rings, &mut device, 3);
+        assert!(device.ring.is_some());
     }
-    let overhanging = RingAddresses {
-        used: USER + BYTES - 4,
-        ..ADDRESSES
-    };
-    let result = rings.set_addresses(0, overhanging, &mut device);
-    check_refused(result, "a ring that is not in the guest's memory");
-    let result = rings.set_addresses(0, ADDRESSES, &mut device);
-    result.expect("it runs again");
-    assert!(device.ring.is_some());
 }
