@@ -13,7 +13,7 @@ use crate::IntoRawDescriptor;
 use crate::SafeDescriptor;
 
 /// How many descriptors wait for one that does not close: more than come at once.
-const ROOM: usize = 64;
+const ROOM: usize = 128;
 
 /// The closing thread is stuck, or there could be none. The descriptor stays open until this process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,7 @@ impl Closer {
     /// Hands `descriptor` over and returns at once.
     ///
     /// # Errors
-    /// [`CloserStuck`] if 64 others wait already. The peer should get no chance to send more: each of its descriptors
+    /// [`CloserStuck`] if 128 others wait already. The peer should get no chance to send more: each of its descriptors
     /// from here on is lost to this process.
     pub fn close(&mut self, descriptor: SafeDescriptor) -> Result<(), CloserStuck> {
         self.close_with(descriptor, drop)

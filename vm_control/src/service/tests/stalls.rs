@@ -233,3 +233,26 @@ fn device_removed_with_requests_under_way_leaves_nothing() {
         assert_eq!(fixture.mappings(), []);
     }
 }
+
+#[test]
+fn sockets_sent_as_memory_are_refused_and_closed_and_the_device_stays() {
+    let mut fixture = Fixture::new();
+    let (_, tube, _arena) = fixture.add_bare(named("fs0"));
+    for _ in 0..8 {
+        let (mine, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let requests = (0..16).map(|page| {
+            let socket = theirs.try_clone().expect("a duplicate");
+            map_request(socket, page)
+        });
+        tube.send(&batch(requests)).expect("sent");
+        drop(theirs);
+        let answers: ResponseBatch = tube.recv().expect("answered");
+        let refused = VmMemoryResponse::Err(base::Error::new(libc::EBADF));
+        assert_eq!(answers.responses[..], [refused; 16]);
+        assert_closed(&mine.into());
+    }
+    tube.send(&batch([map_request(memfd(PAGE, 1), 0)]))
+        .expect("sent");
+    let answers: ResponseBatch = tube.recv().expect("answered");
+    assert_eq!(answers.responses[..], [VmMemoryResponse::Ok]);
+}
