@@ -72,6 +72,7 @@ fn config(arguments: &RunArguments) -> Result<Config, Failure> {
         device,
         guest: guest(arguments.guest),
         memory: arguments.memory.0,
+        holes: arguments.holes,
         control: arguments.control.clone(),
         restart: match arguments.restart {
             RestartChoice::Never => Restart::Never,
@@ -176,6 +177,7 @@ fn failure(error: vmm::Error) -> Failure {
     let advice = match &error {
         vmm::Error::Backend { .. } => Some("start the backend first, or wait for it with --wait"),
         vmm::Error::Control { .. } => Some("choose another path for --control"),
+        vmm::Error::Stopped(_) => Some("choose another policy for --holes to go on"),
         vmm::Error::Device { .. } | vmm::Error::Host(_) | vmm::Error::Loop(_) => None,
     };
     let failure = Failure::new(error);

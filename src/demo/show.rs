@@ -38,6 +38,7 @@ use crate::cli::run::warn_of_weak;
 use crate::vmm::config::DeviceOptions;
 use crate::vmm::host::Host;
 use crate::vmm::host::Region;
+use crate::vmm::machine::HolePolicy;
 use crate::vmm::machine::host_sum;
 use crate::vmm::proof::Proof;
 
@@ -118,7 +119,12 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
         Some(directory) => format!("cannot read the folder {}", directory.display()),
         None => "cannot find files to show".to_owned(),
     })?;
-    let mut host = Host::new(guest(arguments.guest), GUEST_MEMORY, |_| ())?;
+    let mut host = Host::new(
+        guest(arguments.guest),
+        GUEST_MEMORY,
+        HolePolicy::AllOnes,
+        |_| (),
+    )?;
 
     progress.say("starting the backend and its device process");
     warn_of_weak(sandbox_level(arguments.sandbox));

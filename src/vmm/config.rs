@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use devices::device_process::SandboxOptions;
 use devices::shmem_config::ShmemRegion;
 
+use super::machine::HolePolicy;
+
 /// The name of a device whose user did not name its kind.
 pub const DEFAULT_DEVICE_NAME: &str = "vhost-user";
 
@@ -21,6 +23,8 @@ pub struct Config {
     pub guest: Guest,
     /// The guest's memory, in bytes.
     pub memory: u64,
+    /// What the guest meets where nothing is mapped.
+    pub holes: HolePolicy,
     /// Where to listen for control clients.
     pub control: Option<PathBuf>,
     /// Whether a device comes back.

@@ -28,6 +28,7 @@ use super::config::Guest;
 use super::machine;
 use super::machine::GuestFault;
 use super::machine::GuestKind;
+use super::machine::HolePolicy;
 use super::machine::LayoutError;
 use super::machine::Machine;
 use super::machine::MachineConfig;
@@ -102,10 +103,12 @@ impl Host {
     pub fn new(
         guest: Guest,
         memory: u64,
+        holes: HolePolicy,
         on_fault: impl FnMut(&GuestFault) + Clone + Send + 'static,
     ) -> Result<Self, Error> {
         let config = || MachineConfig {
             ram_bytes: memory,
+            holes,
             on_fault: Box::new(on_fault.clone()),
             ..MachineConfig::default()
         };

@@ -28,6 +28,7 @@ use super::events::Observer;
 use super::holes::Holes;
 use super::host;
 use super::host::Host;
+use super::machine::GuestFault;
 use super::timer::Timer;
 use crate::control::message::Refusal;
 use crate::control::message::Request;
@@ -100,6 +101,9 @@ pub enum Error {
     /// The loop itself failed: the system has no descriptor or no memory left.
     #[error("the main loop failed")]
     Loop(#[from] io::Error),
+    /// The guest met a hole, and its policy is to stop.
+    #[error("the guest has stopped: {0}")]
+    Stopped(GuestFault),
 }
 
 /// A call on the device process that has come back.
@@ -196,8 +200,12 @@ impl<'a> Vmm<'a> {
             })
             .transpose()?;
         let holes = Holes::new()?;
+<<<<<<< HEAD
         let host = Host::new(config.guest, config.memory, holes.reporter())?;
         let deafness = Timer::new()?;
+=======
+        let host = Host::new(config.guest, config.memory, config.holes, holes.reporter())?;
+>>>>>>> 29d5baa (cli: let run --holes choose what the guest meets where nothing is mapped)
         let calls = Aside::start("calls")?;
         let accesses = Aside::start("accesses")?;
         let wait = WaitContext::build_with(&[
@@ -365,6 +373,9 @@ impl<'a> Vmm<'a> {
     fn hole(&mut self) {
         for hole in self.holes.take() {
             self.observer.event(hole);
+        }
+        if let Some(fault) = self.host.machine().stopped() {
+            self.fail(Error::Stopped(fault));
         }
     }
 }

@@ -96,7 +96,8 @@ impl Vmm<'_> {
         }
     }
 
-    fn fail(&mut self, error: Error) {
+    /// Ends the VMM for this reason, if it is not ending already.
+    pub(super) fn fail(&mut self, error: Error) {
         if self.ending.is_none() {
             self.ending = Some(Ending::Failed(error));
         }

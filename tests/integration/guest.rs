@@ -1,6 +1,8 @@
 //! With a KVM guest: what a backend maps is what the guest's processor reads.
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 
 use fixture::Script;
 use fixture::ScriptedBackend;
@@ -30,9 +32,16 @@ struct Guest {
 }
 
 fn guest() -> Guest {
+    guest_with_holes("all-ones")
+}
+
+fn guest_with_holes(policy: &str) -> Guest {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let backend = ScriptedBackend::listen(dir.path(), "backend", Script::one_region(REGION));
-    let mut vm = TestVm::with_guest(BINARY, backend.path(), "kvm").start();
+    let mut vm = TestVm::with_guest(BINARY, backend.path(), "kvm")
+        .arg("--holes")
+        .arg(policy)
+        .start();
     vm.serving();
     let channel = backend.request_socket();
     Guest {
@@ -113,4 +122,37 @@ fn guest_write_to_a_read_only_mapping_ends_nothing() {
     let mut seen = [0; 1];
     rustix::io::pread(&memory, &mut seen, 0).expect("memory to read");
     assert_eq!(seen, [5]);
+}
+
+#[test]
+fn hole_with_scratch_memory_keeps_what_the_guest_writes() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = guest_with_holes("scratch=4096");
+    guest
+        .vm
+        .done(&json!({"command": "poke", "shmid": 0, "offset": PAGE, "hex": "cafe"}));
+    assert_eq!(guest.vm.peek(0, PAGE, 3), [0xca, 0xfe, 0]);
+    // There is no second page of it.
+    let refused = guest
+        .vm
+        .ask(&json!({"command": "poke", "shmid": 0, "offset": 2 * PAGE, "hex": "cafe"}));
+    assert!(refused["ok"].is_null(), "{refused}");
+}
+
+#[test]
+fn hole_that_stops_the_guest_ends_the_vmm_with_the_place() {
+    if !has_kvm() {
+        return;
+    }
+    let mut guest = guest_with_holes("stop");
+    let hole = json!({"command": "peek", "shmid": 0, "offset": 8 * PAGE, "len": 8});
+    // It may end before it answers.
+    let mut client = UnixStream::connect(guest.vm.control_socket()).expect("the control socket");
+    writeln!(client, "{hole}").expect("the VMM reads");
+    assert_eq!(guest.vm.process.wait().code(), Some(1));
+    let log = guest.vm.process.log().join("\n");
+    assert!(log.contains("the guest has stopped"), "{log}");
+    assert!(log.contains("offset 0x8000"), "{log}");
 }

@@ -24,6 +24,7 @@ use portcullis::vmm::host::Region;
 use portcullis::vmm::machine;
 use portcullis::vmm::machine::DriverConfig;
 use portcullis::vmm::machine::GuestDriver;
+use portcullis::vmm::machine::HolePolicy;
 use portcullis::vmm::machine::Machine;
 use portcullis::vmm::machine::Started;
 use portcullis::vmm::mmio::InterruptLine;
@@ -229,7 +230,7 @@ struct Vm {
 impl Vm {
     /// `None` where there is no KVM.
     fn start(socket: &Path) -> Option<Self> {
-        let host = match Host::new(Guest::Kvm, 16 << 20, |_| ()) {
+        let host = match Host::new(Guest::Kvm, 16 << 20, HolePolicy::AllOnes, |_| ()) {
             Ok(host) => host,
             Err(HostError::Machine(
                 error @ (machine::Error::Missing | machine::Error::Permission),

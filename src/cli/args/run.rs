@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use crate::cli::size::RegionArgument;
 use crate::cli::size::Size;
 use crate::vmm::config::DEFAULT_DEVICE_NAME;
+use crate::vmm::machine::HolePolicy;
 
 /// `portcullis run`
 #[derive(Debug, Args)]
@@ -39,6 +40,10 @@ pub struct RunArguments {
     /// The guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "16M")]
     pub memory: Size,
+
+    /// What the guest meets where nothing is mapped: all-ones, scratch, scratch=BYTES, or stop.
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub holes: HolePolicy,
 
     /// What the device process and its jail may do.
     #[command(flatten)]

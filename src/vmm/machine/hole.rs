@@ -136,16 +136,17 @@ impl fmt::Display for GuestFault {
 /// What an access met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Bytes that no memory was behind.
+    /// Bytes that no memory was behind: reads got all ones, writes are lost.
     pub missing: u64,
-    /// The runs of these bytes, in the order of the access, at most [`MAX_FAULTS`].
+    /// Bytes that scratch memory was behind.
+    pub scratch: u64,
+    /// The runs of both, in the order of the access, at most [`MAX_FAULTS`].
     pub faults: Vec<GuestFault>,
 }
 
 impl Access {
     /// Adds a fault; one that continues the last becomes part of it.
     fn add(&mut self, fault: GuestFault) {
-        self.missing += fault.len;
         if let Some(last) = self
             .faults
             .last_mut()
@@ -159,12 +160,11 @@ impl Access {
 
     /// Appends what a later part of the same access met.
     pub(super) fn append(&mut self, later: Self) {
-        let counted: u64 = later.faults.iter().map(|fault| fault.len).sum();
-        let uncounted = later.missing - counted;
+        self.missing += later.missing;
+        self.scratch += later.scratch;
         for fault in later.faults {
             self.add(fault);
         }
-        self.missing += uncounted;
     }
 }
 
@@ -214,15 +214,19 @@ impl Holes {
         out: &mut [u8],
         access: &mut Access,
     ) -> Result<(), Error> {
-        self.note(address, out.len() as u64, false, access)?;
+        let len = out.len() as u64;
+        let kind = self.note(address, len, false, access)?;
         let (page, at) = split(address);
-        match (self.policy, self.scratch.get(&page)) {
-            (HolePolicy::Scratch { .. }, Some(scratch)) => {
-                out.copy_from_slice(&scratch[at..at + out.len()])
+        match self.scratch.get(&page) {
+            Some(scratch) => out.copy_from_slice(&scratch[at..at + out.len()]),
+            None if kind == FaultKind::Missing && self.has_room() => out.fill(0),
+            None => {
+                out.fill(0xff);
+                access.missing += len;
+                return Ok(());
             }
-            (HolePolicy::Scratch { max_bytes }, None) if self.has_room(max_bytes) => out.fill(0),
-            _ => out.fill(0xff),
         }
+        access.scratch += len;
         Ok(())
     }
 
@@ -233,19 +237,20 @@ impl Holes {
         bytes: &[u8],
         access: &mut Access,
     ) -> Result<(), Error> {
-        let kind = self.note(address, bytes.len() as u64, true, access)?;
-        let HolePolicy::Scratch { max_bytes } = self.policy else {
-            return Ok(());
-        };
+        let len = bytes.len() as u64;
+        let kind = self.note(address, len, true, access)?;
         let (page, at) = split(address);
-        let fits = self.scratch.contains_key(&page) || self.has_room(max_bytes);
-        if kind == FaultKind::Missing && fits {
-            let scratch = self
-                .scratch
-                .entry(page)
-                .or_insert_with(|| Box::new([0; PAGE_LEN]));
-            scratch[at..at + bytes.len()].copy_from_slice(bytes);
+        let fits = self.scratch.contains_key(&page) || self.has_room();
+        if kind != FaultKind::Missing || !fits {
+            access.missing += len;
+            return Ok(());
         }
+        let scratch = self
+            .scratch
+            .entry(page)
+            .or_insert_with(|| Box::new([0; PAGE_LEN]));
+        scratch[at..at + bytes.len()].copy_from_slice(bytes);
+        access.scratch += len;
         Ok(())
     }
 
@@ -263,7 +268,11 @@ impl Holes {
         }
     }
 
-    fn has_room(&self, max_bytes: u64) -> bool {
+    /// Tells whether the policy allows another scratch page.
+    fn has_room(&self) -> bool {
+        let HolePolicy::Scratch { max_bytes } = self.policy else {
+            return false;
+        };
         (self.scratch.len() as u64 + 1) * PAGE_BYTES <= max_bytes
     }
 
@@ -349,6 +358,7 @@ mod tests {
             access,
             Access {
                 missing: 4,
+                scratch: 0,
                 faults: vec![fault(0x1000, 4)]
             }
         );
@@ -360,15 +370,15 @@ mod tests {
         access.add(fault(0x1000, 0x1000));
         access.add(fault(0x2000, 0x1000));
         access.add(fault(0x4000, 0x10));
-        assert_eq!(access.missing, 0x2010);
         assert_eq!(access.faults, [fault(0x1000, 0x2000), fault(0x4000, 0x10)]);
     }
 
     #[test]
     fn faults_beyond_the_limit_are_counted_only() {
+        let mut holes = holes(HolePolicy::AllOnes);
         let mut access = Access::default();
         for page in 0..100 {
-            access.add(fault(page * 0x2000, 1));
+            holes.read(page * 0x2000, &mut [0], &mut access).unwrap();
         }
         assert_eq!((access.missing, access.faults.len()), (100, MAX_FAULTS));
         let mut whole = Access::default();

@@ -40,6 +40,7 @@ fn hole_between_mappings_reads_as_ones_and_is_told_once() {
             access,
             Access {
                 missing: 0x2000,
+                scratch: 0,
                 faults: vec![expected.clone()]
             }
         );
@@ -180,10 +181,12 @@ fn scratch_keeps_what_is_written_until_something_is_mapped() {
             return;
         };
         assert_eq!(vm.peek(0, 4), [0; 4]);
-        vm.machine.poke(REGION + 2, b"note").unwrap();
+        let access = vm.machine.poke(REGION + 2, b"note").unwrap();
+        assert_eq!((access.missing, access.scratch), (0, 4));
         assert_eq!(vm.peek(0, 8), b"\0\0note\0\0");
         // The second page is over the limit.
-        vm.machine.poke(REGION + 0x1000, b"note").unwrap();
+        let access = vm.machine.poke(REGION + 0x1000, b"note").unwrap();
+        assert_eq!((access.missing, access.scratch), (4, 0));
         assert_eq!(vm.peek(0x1000, 4), [0xff; 4]);
         vm.arena.map(0, 0x1000, &memfd(b"file wins"), true);
         assert_eq!(vm.peek(0, 9), b"file wins");
