@@ -53,45 +53,82 @@ pub use violation::Violation;
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::fs;
     use std::path::Path;
     use std::path::PathBuf;
 
-    /// All files below `folder`.
-    fn files(folder: &Path) -> Vec<PathBuf> {
+    /// All Rust sources below `folder`.
+    fn sources(folder: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).expect("the folder is there");
         let paths = entries.map(|entry| entry.expect("it can be read").path());
         paths
             .flat_map(|path| {
                 if path.is_dir() {
-                    files(&path)
+                    sources(&path)
                 } else {
                     vec![path]
                 }
             })
+            .filter(|path| path.extension() == Some(OsStr::new("rs")))
             .collect()
+    }
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).expect("it is text")
+    }
+
+    /// What stands between backticks in `text`.
+    fn quoted(text: &str) -> impl Iterator<Item = &str> {
+        text.split('`').skip(1).step_by(2)
     }
 
     #[test]
     fn readme_names_tests_that_exist() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let read = |path: &PathBuf| fs::read_to_string(path).expect("it is text");
-        let sources = [files(&root.join("src")), files(&root.join("tests"))].concat();
-        let sources: String = sources.iter().map(read).collect();
+        let files = [sources(&root.join("src")), sources(&root.join("tests"))].concat();
+        let code: String = files.iter().map(|path| read(path)).collect();
         let readme = read(&root.join("README.md"));
-        let quoted = readme.split('`').skip(1).step_by(2);
-        let tests: Vec<_> = quoted
+        let tests: Vec<_> = quoted(&readme)
             .filter_map(|word| word.split_once("::"))
             .filter(|(module, name)| !module.contains(char::is_uppercase) && !name.is_empty())
             .collect();
         assert!(tests.len() > 25, "{}", tests.len());
         for (module, name) in tests {
-            assert!(
-                sources.contains(&format!("fn {name}()")),
-                "{module}::{name}"
-            );
-            let listed = module == "tests" || sources.contains(&format!("\"{module}::{name}\""));
+            assert!(code.contains(&format!("fn {name}()")), "{module}::{name}");
+            let listed = module == "tests" || code.contains(&format!("\"{module}::{name}\""));
             assert!(listed, "{module}::{name}");
         }
+    }
+
+    #[test]
+    fn security_page_names_tests_that_exist() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let folders = [
+            "base",
+            "devices",
+            "jail",
+            "src",
+            "tests",
+            "vm_control",
+            "vmm_vhost",
+        ];
+        let code: String = folders
+            .iter()
+            .flat_map(|folder| sources(&root.join(folder)))
+            .map(|path| read(&path))
+            .collect();
+        let page = read(&root.join("docs/security.md"));
+        let is_test = |word: &&str| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            word.matches('_').count() >= 2 && word.chars().all(plain)
+        };
+        let tests: Vec<_> = quoted(&page).filter(is_test).collect();
+        assert!(tests.len() > 50, "{}", tests.len());
+        let exists = |name: &&str| {
+            code.contains(&format!("fn {name}()")) || code.contains(&format!("\"{name}\""))
+        };
+        let missing: Vec<_> = tests.into_iter().filter(|name| !exists(name)).collect();
+        assert!(missing.is_empty(), "{missing:#?}");
     }
 }

@@ -27,6 +27,8 @@ use std::sync::mpsc;
 use std::thread;
 
 use remain::sorted;
+use rustix::fs::OFlags;
+use rustix::fs::fcntl_setfl;
 use rustix::net::AddressFamily;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
@@ -190,8 +192,7 @@ impl Spawner {
         let mut command = Command::new(&request, theirs.as_fd()).map_err(descriptors)?;
         drop(theirs);
         let forward = if let Stderr::Forward = request.stderr {
-            let flags = PipeFlags::CLOEXEC;
-            let (ours, theirs) = pipe_with(flags).map_err(|errno| descriptors(errno.into()))?;
+            let (ours, theirs) = stderr_pipe().map_err(descriptors)?;
             command.set_stderr(theirs.as_fd()).map_err(descriptors)?;
             Some(Forward::start(request.name, ours).map_err(SpawnError::Thread)?)
         } else {
@@ -239,6 +240,13 @@ impl Spawner {
             .map_err(|_closed| gone())?;
         receiver.recv().map_err(|_closed| gone())
     }
+}
+
+/// A pipe whose writer never waits: lines that find no room are lost, and the process goes on.
+fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    fcntl_setfl(&writer, OFlags::NONBLOCK)?;
+    Ok((reader, writer))
 }
 
 /// Two connected packet sockets that never block.
