@@ -200,12 +200,8 @@ impl<'a> Vmm<'a> {
             })
             .transpose()?;
         let holes = Holes::new()?;
-<<<<<<< HEAD
-        let host = Host::new(config.guest, config.memory, holes.reporter())?;
-        let deafness = Timer::new()?;
-=======
         let host = Host::new(config.guest, config.memory, config.holes, holes.reporter())?;
->>>>>>> 29d5baa (cli: let run --holes choose what the guest meets where nothing is mapped)
+        let deafness = Timer::new()?;
         let calls = Aside::start("calls")?;
         let accesses = Aside::start("accesses")?;
         let wait = WaitContext::build_with(&[
