@@ -1,7 +1,10 @@
 //! How a jailed process ends is reported as what it is.
 
+use std::os::fd::AsFd;
+
 use jail::End;
 use jail::SandboxLevel;
+use jail::Stderr;
 use jail::Violation;
 
 use crate::runner::Test;
@@ -13,6 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "ends::panic_is_reported_with_its_message",
         panic_is_reported_with_its_message,
+    ),
+    (
+        "ends::standard_error_that_is_a_file_ends_nothing",
+        standard_error_that_is_a_file_ends_nothing,
     ),
     ("ends::abort_is_reported", abort_is_reported),
     ("ends::out_of_memory_is_reported", out_of_memory_is_reported),
@@ -76,6 +83,22 @@ fn panic_is_reported_with_its_message() {
         // The thread's panic is the thread's; the process goes on.
         assert_eq!(end_of("worker-panics", level), End::Exited { code: 0 });
     }
+}
+
+fn standard_error_that_is_a_file_ends_nothing() {
+    let file = tempfile::tempfile().expect("a temporary file");
+    for level in LEVELS {
+        let jailed = Jailed {
+            level,
+            stderr: Some(Stderr::To(file.as_fd())),
+            ..Jailed::new("panic")
+        };
+        let mut child = jailed.spawn().unwrap_or_else(|error| panic!("{error}"));
+        let end = report_of(&mut child).end;
+        assert!(matches!(end, End::Panicked { .. }), "{end:?}");
+    }
+    let len = file.metadata().expect("it is open").len();
+    assert_eq!(len, 0, "a jailed process writes no files");
 }
 
 fn abort_is_reported() {
