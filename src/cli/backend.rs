@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
+use devices::backend::blobs;
 use devices::backend::files;
 use devices::backend::files::Options;
 use devices::backend::report::Format;
@@ -11,9 +12,11 @@ use devices::backend::report::Printer;
 use devices::backend::report::Report;
 
 use super::args::backend::BackendCommand;
+use super::args::backend::BlobsArguments;
 use super::args::backend::FilesArguments;
 use super::failure::Advise as _;
 use super::failure::Failure;
+use super::output;
 
 /// Runs `portcullis backend`.
 ///
@@ -22,13 +25,12 @@ use super::failure::Failure;
 pub fn run(command: BackendCommand) -> Result<(), Failure> {
     match command {
         BackendCommand::Files(arguments) => serve_files(arguments),
+        BackendCommand::Blobs(arguments) => serve_blobs(arguments),
     }
 }
 
 fn serve_files(arguments: FilesArguments) -> Result<(), Failure> {
-    let ready_descriptor = arguments.ready_fd.map(inherited).transpose().advise(
-        "--ready-fd takes the number of a descriptor that was left open for this program",
-    )?;
+    let ready_descriptor = ready(arguments.ready_fd)?;
     let format = if arguments.json {
         Format::Json
     } else {
@@ -51,6 +53,40 @@ fn serve_files(arguments: FilesArguments) -> Result<(), Failure> {
         }
     };
     files::run(options, &mut report).map_err(Failure::new)
+}
+
+fn serve_blobs(arguments: BlobsArguments) -> Result<(), Failure> {
+    let options = blobs::Options {
+        region_size: arguments.region_size.0,
+        limits: blobs::Limits {
+            max_blobs: arguments.max_blobs,
+            max_bytes: arguments.max_bytes.0,
+        },
+        executor: arguments.executor,
+        once: arguments.once,
+        ready_descriptor: ready(arguments.ready_fd)?,
+        ..blobs::Options::new(arguments.socket)
+    };
+    let json = arguments.json;
+    let mut report = |event: &blobs::Report| {
+        let printed = if json {
+            output::print_json(event)
+        } else {
+            output::print(&format!("{event}\n"))
+        };
+        if let Err(error) = printed {
+            tracing::debug!("cannot print an event: {error}");
+        }
+    };
+    blobs::run(options, &mut report).map_err(Failure::new)
+}
+
+/// Takes over the descriptor that `--ready-fd` names.
+fn ready(number: Option<i32>) -> Result<Option<OwnedFd>, Failure> {
+    let taken = number.map(inherited).transpose().advise(
+        "--ready-fd takes the number of a descriptor that was left open for this program",
+    )?;
+    Ok(taken)
 }
 
 fn inherited(number: i32) -> anyhow::Result<OwnedFd> {
