@@ -70,6 +70,7 @@ pub use tracing::warn;
 pub use transfer::DescriptorFault;
 pub use tube::MAX_PACKET;
 pub use tube::Outline;
+pub use tube::Outlined;
 pub use tube::ReadNotifier;
 pub use tube::RecvTube;
 pub use tube::SendTube;

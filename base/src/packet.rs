@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::AsRawDescriptor;
 use crate::Outline;
+use crate::Outlined;
 use crate::RawDescriptor;
 use crate::ReadNotifier;
 use crate::Tube;
@@ -64,17 +65,17 @@ impl PacketTube {
         recv_message(self.tube.as_fd(), &mut self.buffer, Wait::Never)
     }
 
-    /// Receives a message of at most `N` descriptors. Those of one that is refused are not closed but left in `rejected`,
-    /// which is empty at first: for peers that could make one wait for `close`.
+    /// Receives a message of at most `N` descriptors. Those of one that is refused or bare are not closed but left in
+    /// `rejected`, which is empty at first: for peers that could make one wait for `close`. A message is bare where not all
+    /// of its descriptors got here, since the process may have no more or there were more than `N`.
     ///
     /// # Errors
-    /// As [`PacketTube::try_recv`] or [`PacketTube::recv`], as `wait` says. A packet with more descriptors is
-    /// [`TubeError::DescriptorsTruncated`](crate::TubeError::DescriptorsTruncated); the surplus never gets here.
+    /// As [`PacketTube::try_recv`] or [`PacketTube::recv`], as `wait` says.
     pub fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
         &mut self,
         wait: Wait,
         rejected: &mut DescriptorVec<N>,
-    ) -> TubeResult<T> {
+    ) -> TubeResult<Outlined<T, O>> {
         let buffer = &mut self.buffer;
         recv_outlined::<T, O, N>(self.tube.as_fd(), buffer, rejected, wait)
     }
@@ -194,8 +195,10 @@ mod tests {
         }
     }
 
+    type Received = Outlined<Message<SafeDescriptor>, Message<u8>>;
+
     /// Sends `bytes` with `count` descriptors and returns what is received and how many descriptors are left.
-    fn outlined(bytes: &[u8], count: usize) -> (TubeResult<Message<SafeDescriptor>>, usize) {
+    fn outlined(bytes: &[u8], count: usize) -> (TubeResult<Received>, usize) {
         let (mut near, far) = pair();
         let events: Vec<Event> = (0..count).map(|_| Event::new().expect("one")).collect();
         let descriptors: Vec<_> = events.iter().map(AsFd::as_fd).collect();
@@ -213,11 +216,14 @@ mod tests {
 
     #[test]
     fn outlined_message_gets_its_descriptors() {
-        let (received, left) = outlined(&[1, 1, 1, 0], 2);
-        let message = received.expect("a message");
+        let (received, left) = outlined(&[1, 0, 1, 1], 2);
+        let Ok(Outlined::Whole(message)) = received else {
+            panic!("no message: {:?}", received.map(|_| ()));
+        };
         assert!(message.first.is_some() && message.second.is_some());
         assert_eq!(left, 0);
-        assert!(matches!(outlined(&[0, 0], 0), (Ok(_), 0)));
+        let nothing = outlined(&[0, 0], 0);
+        assert!(matches!(nothing, (Ok(Outlined::Whole(_)), 0)));
     }
 
     #[test]
@@ -225,34 +231,39 @@ mod tests {
         use DescriptorFault::Missing;
         use DescriptorFault::Reused;
         use DescriptorFault::Unused;
-        let descriptors = |fault| TubeError::Descriptors(fault);
+        let missing = |index, count| TubeError::Descriptors(Missing { index, count });
+        let reused = |index| TubeError::Descriptors(Reused { index });
+        let unused = |count| TubeError::Descriptors(Unused { count });
         let refused = [
-            (
-                &[1, 0, 1, 2][..],
-                descriptors(Missing { index: 2, count: 2 }),
-            ),
-            (
-                &[1, 0, 1, 255],
-                descriptors(Missing {
-                    index: 255,
-                    count: 2,
-                }),
-            ),
-            (&[1, 1, 1, 1], descriptors(Reused { index: 1 })),
-            (&[1, 1, 0], descriptors(Unused { count: 1 })),
-            (&[1, 1, 1, 0, 9], TubeError::TrailingBytes { count: 1 }),
+            (&[1, 0, 1, 2][..], 2, missing(2, 1)),
+            (&[1, 0, 1, 255], 2, missing(255, 1)),
+            (&[1, 1, 0], 2, missing(1, 0)),
+            (&[1, 0, 1, 1], 1, missing(1, 1)),
+            (&[1, 0, 1, 0], 2, reused(0)),
+            (&[1, 0, 0], 2, unused(1)),
+            (&[1, 0, 1, 1, 9], 2, TubeError::TrailingBytes { count: 1 }),
         ];
-        for (bytes, error) in refused {
-            let (received, left) = outlined(bytes, 2);
+        for (bytes, count, error) in refused {
+            let (received, left) = outlined(bytes, count);
             assert_eq!(received.map(|_| ()), Err(error), "{bytes:?}");
-            assert_eq!(left, 2);
+            assert_eq!(left, count);
         }
         let (received, left) = outlined(&[1, 1, 1], 2);
         assert!(matches!(received, Err(TubeError::Decode(_))));
         assert_eq!(left, 2);
-        let (received, left) = outlined(&[1, 1, 1, 0], 5);
-        assert!(matches!(received, Err(TubeError::DescriptorsTruncated)));
-        assert!(left <= 4);
+    }
+
+    #[test]
+    fn outlined_message_with_too_many_descriptors_is_bare() {
+        let (received, left) = outlined(&[1, 0, 1, 1], 5);
+        let bare = matches!(
+            received,
+            Ok(Outlined::Bare(Message {
+                first: Some(0),
+                second: Some(1)
+            }))
+        );
+        assert!(bare && left <= 4);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use serde::de;
 use serde::de::DeserializeOwned;
 
 pub use codec::Outline;
+pub use codec::Outlined;
 pub(crate) use codec::recv_message;
 pub(crate) use codec::recv_outlined;
 pub(crate) use codec::send_message;

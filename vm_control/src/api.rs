@@ -192,6 +192,14 @@ impl BatchClient {
         }
     }
 
+    /// Drops what is collected, with its descriptors, and returns how many requests that were: the last ones pushed. For when
+    /// the tube takes none of them, as while somebody of the same user has too many descriptors under way (`ETOOMANYREFS`).
+    pub fn discard(&mut self) -> usize {
+        let count = self.batch.requests.len();
+        self.batch.requests.clear();
+        count
+    }
+
     /// Takes the answers to one batch, if they are there.
     ///
     /// # Errors

@@ -75,6 +75,9 @@ pub enum Reason {
         /// What it must be a multiple of.
         page_size: u64,
     },
+    /// `EMFILE`: the descriptor did not get here, since the VMM has as many as it may have.
+    #[error("the VMM has no room for the descriptor")]
+    NoDescriptor,
     /// `ENOENT`: no live mapping is exactly that. `len` 0 stands for any length.
     #[error("no mapping at {offset:#x} of {len:#x} bytes, {}", found(*.live))]
     NoMapping {
@@ -169,6 +172,7 @@ impl Reason {
             Self::FileTooShort { .. } => libc::EOVERFLOW,
             Self::Kernel { error } => return *error,
             Self::Misaligned { .. } | Self::Protection | Self::ZeroLength => libc::EINVAL,
+            Self::NoDescriptor => libc::EMFILE,
             Self::NoMapping { .. } => libc::ENOENT,
             Self::NoRegion { .. } => libc::ENXIO,
             Self::OutOfRegion { .. } => libc::ERANGE,

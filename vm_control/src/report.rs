@@ -77,7 +77,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn new(request: &VmMemoryRequest, reason: Reason) -> Self {
+    pub(crate) fn new<D>(request: &VmMemoryRequest<D>, reason: Reason) -> Self {
         let (kind, shmid, offset, len) = match request {
             VmMemoryRequest::PrepareRegion { shmid } => (RequestKind::Prepare, *shmid, 0, 0),
             VmMemoryRequest::RegisterMemory { dest, len, .. } => {

@@ -123,6 +123,29 @@ impl<D> Default for RequestBatch<D> {
     }
 }
 
+impl VmMemoryRequest<u8> {
+    /// The request itself, if it has no descriptor.
+    pub(crate) fn without_descriptor(self) -> Option<VmMemoryRequest> {
+        Some(match self {
+            Self::PrepareRegion { shmid } => VmMemoryRequest::PrepareRegion { shmid },
+            Self::RegisterMemory {
+                source: VmMemorySource::ExternalMapping { ptr },
+                dest,
+                len,
+                prot,
+            } => VmMemoryRequest::RegisterMemory {
+                source: VmMemorySource::ExternalMapping { ptr },
+                dest,
+                len,
+                prot,
+            },
+            Self::RegisterMemory { .. } => return None,
+            Self::UnregisterMemory { dest, len } => VmMemoryRequest::UnregisterMemory { dest, len },
+            Self::UnregisterAll => VmMemoryRequest::UnregisterAll,
+        })
+    }
+}
+
 impl Outline for RequestBatch<u8> {
     fn visit_descriptors(&self, visit: &mut dyn FnMut(u8)) {
         for request in &self.requests {

@@ -65,49 +65,70 @@ fn send_packet(
 ///
 /// It must take exactly the bytes that the message takes.
 pub trait Outline: DeserializeOwned {
-    /// Calls `visit` with each index.
+    /// Calls `visit` with each index, in the order in which they are encoded.
     fn visit_descriptors(&self, visit: &mut dyn FnMut(u8));
 }
 
-/// Receives one packet of at most `N` descriptors into `buffer` and decodes it. The descriptors of one that is refused are
-/// left in `rejected`, which is empty at first.
+/// What a packet was, as far as it got here.
+#[derive(Debug)]
+pub enum Outlined<T, O> {
+    /// The message.
+    Whole(T),
+    /// A message without its descriptors, of which some did not find room in this process's table or in the message's limit.
+    Bare(O),
+}
+
+/// Receives one packet of at most `N` descriptors into `buffer` and decodes it. The descriptors of one that is refused or
+/// bare are left in `rejected`, which is empty at first.
 pub(crate) fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     rejected: &mut DescriptorVec<N>,
     wait: Wait,
-) -> TubeResult<T> {
-    let packet = recv_bytes(socket, buffer, rejected, wait)?;
-    check_outline::<O>(packet, rejected.len())?;
-    decode(packet, rejected)
+) -> TubeResult<Outlined<T, O>> {
+    let (packet, is_bare) = recv_bytes(socket, buffer, rejected, wait)?;
+    let (outline, used) = outline::<O>(packet)?;
+    if is_bare {
+        return Ok(Outlined::Bare(outline));
+    }
+    let count = rejected.len();
+    if used < count {
+        let count = count - used;
+        return Err(TubeError::Descriptors(DescriptorFault::Unused { count }));
+    }
+    if used > count {
+        let fault = DescriptorFault::Missing {
+            index: count,
+            count,
+        };
+        return Err(TubeError::Descriptors(fault));
+    }
+    decode(packet, rejected).map(Outlined::Whole)
 }
 
-/// Checks that a packet is whole and uses each of its descriptors once, so that to decode it can't fail.
-fn check_outline<O: Outline>(packet: &[u8], count: usize) -> TubeResult<()> {
+/// Decodes an outline, checks that it is all of the packet and that it numbers its descriptors from 0 without a gap or a
+/// repetition, so that to decode the message can't fail, and returns how many they are.
+fn outline<O: Outline>(packet: &[u8]) -> TubeResult<(O, usize)> {
     let (outline, rest) = postcard::take_from_bytes::<O>(packet).map_err(TubeError::Decode)?;
     if !rest.is_empty() {
         return Err(TubeError::TrailingBytes { count: rest.len() });
     }
-    let mut seen = [false; MAX_DESCRIPTORS];
-    let mut used = 0;
+    let mut count = 0;
     let mut fault = None;
     outline.visit_descriptors(&mut |index| {
+        // That is how a sender numbers them, in the order of the message.
         let index = usize::from(index);
-        match seen.get_mut(index) {
-            Some(seen) if index < count => {
-                if std::mem::replace(seen, true) {
-                    fault = Some(DescriptorFault::Reused { index });
-                }
-                used += 1;
-            }
-            _ => fault = Some(DescriptorFault::Missing { index, count }),
+        if index < count {
+            fault = fault.or(Some(DescriptorFault::Reused { index }));
+        } else if index > count {
+            fault = fault.or(Some(DescriptorFault::Missing { index, count }));
         }
+        count += 1;
     });
-    if fault.is_none() && used < count {
-        let count = count - used;
-        fault = Some(DescriptorFault::Unused { count });
+    match fault {
+        Some(fault) => Err(TubeError::Descriptors(fault)),
+        None => Ok((outline, count)),
     }
-    fault.map_or(Ok(()), |fault| Err(TubeError::Descriptors(fault)))
 }
 
 /// Receives one packet into `buffer` and decodes it.
@@ -117,28 +138,28 @@ pub(crate) fn recv_message<T: DeserializeOwned>(
     wait: Wait,
 ) -> TubeResult<T> {
     let mut descriptors = DescriptorVec::<MAX_DESCRIPTORS>::new();
-    let packet = recv_bytes(socket, buffer, &mut descriptors, wait)?;
+    let (packet, is_bare) = recv_bytes(socket, buffer, &mut descriptors, wait)?;
+    if is_bare {
+        return Err(TubeError::DescriptorsTruncated);
+    }
     decode(packet, &mut descriptors)
 }
 
-/// Receives one packet into `buffer` and returns its bytes.
+/// Receives one packet into `buffer` and returns its bytes, and whether descriptors were cut off.
 fn recv_bytes<'a, const N: usize>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [u8],
     descriptors: &mut DescriptorVec<N>,
     wait: Wait,
-) -> TubeResult<&'a [u8]> {
+) -> TubeResult<(&'a [u8], bool)> {
     let received = recv_packet(socket, buffer, descriptors, wait)
         .map_err(|error| failure(error, wait, TubeError::Recv))?;
     if received.truncated {
         return Err(TubeError::TooLong);
     }
-    if received.descriptors_truncated {
-        return Err(TubeError::DescriptorsTruncated);
-    }
     match buffer.get(..received.bytes) {
         None | Some([]) => Err(TubeError::Disconnected),
-        Some(packet) => Ok(packet),
+        Some(packet) => Ok((packet, received.descriptors_truncated)),
     }
 }
 

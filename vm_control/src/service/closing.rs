@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use base::Closer;
 use base::CloserStuck;
 use base::DescriptorKind;
+use base::Outlined;
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
@@ -71,16 +72,17 @@ pub(super) fn close_batch(
     outcome
 }
 
-/// Receives a device's next batch, if there is one. The descriptors of a packet that is none are closed without waiting, too.
+/// Receives a device's next batch, if there is one, as far as it got here. Descriptors that are not a whole batch's are closed
+/// without waiting, too.
 pub(super) fn receive(
     tube: &mut PacketTube,
     wait: Wait,
     closer: &mut Closer,
-) -> TubeResult<RequestBatch> {
+) -> TubeResult<Outlined<RequestBatch, RequestBatch<u8>>> {
     let mut rejected = DescriptorVec::<MAX_BATCH>::new();
-    let received = tube.recv_outlined::<_, RequestBatch<u8>, MAX_BATCH>(wait, &mut rejected);
+    let received = tube.recv_outlined(wait, &mut rejected);
     for descriptor in rejected {
-        // The device loses its tube as it is, and what can't be handed over stays open.
+        // What can't be handed over stays open. The next refused one meets the same closer, and ends the device.
         let _ = close(descriptor, closer);
     }
     received
@@ -100,12 +102,12 @@ pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
     match receive(&mut tube, Wait::Never, closer) {
         // Nothing is in it: the usual end.
         Err(TubeError::Disconnected | TubeError::WouldBlock) => drop(tube),
-        Ok(batch) => {
+        Ok(Outlined::Whole(batch)) => {
             // What can't be handed over stays open, which is reported below or has been.
             let _ = close_batch(batch, Refused::ALL, closer);
             hand_over(tube.into_tube(), closer);
         }
-        Err(_) => hand_over(tube.into_tube(), closer),
+        Ok(Outlined::Bare(_)) | Err(_) => hand_over(tube.into_tube(), closer),
     }
 }
 

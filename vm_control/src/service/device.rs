@@ -139,24 +139,57 @@ impl Device {
         self.counters.batches += 1;
         let mut refused = Refused::default();
         for (place, request) in batch.requests.iter().enumerate() {
-            let outcome = if batch.generation == self.generation {
-                self.request(request, shared)
-            } else {
-                Err(Reason::Cancelled {
-                    generation: batch.generation,
-                    current: self.generation,
-                })
-            };
+            let outcome = self
+                .check_generation(batch.generation)
+                .and_then(|()| self.request(request, shared));
             // There is room: a batch has no more requests than answers.
             answers.responses.push(match outcome {
                 Ok(()) => VmMemoryResponse::Ok,
                 Err(reason) => {
                     refused.insert(place);
-                    self.refuse(request, reason)
+                    self.note_refusal(Refusal::new(request, reason))
                 }
             });
         }
         refused
+    }
+
+    /// Executes a batch whose descriptors did not get here: what needs one is refused with EMFILE.
+    pub(super) fn execute_bare(
+        &mut self,
+        batch: RequestBatch<u8>,
+        answers: &mut ResponseBatch,
+        shared: &mut Shared,
+    ) {
+        self.counters.batches += 1;
+        for request in batch.requests {
+            let refusal = Refusal::new(&request, Reason::NoDescriptor);
+            let outcome = self.check_generation(batch.generation).and_then(|()| {
+                let request = request.without_descriptor().ok_or(Reason::NoDescriptor)?;
+                self.request(&request, shared)
+            });
+            answers.responses.push(match outcome {
+                Ok(()) => VmMemoryResponse::Ok,
+                Err(reason) => self.note_refusal(Refusal {
+                    reason,
+                    errno: reason.errno(),
+                    ..refusal
+                }),
+            });
+        }
+    }
+
+    /// Refuses requests of another activation of the device.
+    fn check_generation(&self, generation: Generation) -> Result<(), Reason> {
+        if generation == self.generation {
+            Ok(())
+        } else {
+            let current = self.generation;
+            Err(Reason::Cancelled {
+                generation,
+                current,
+            })
+        }
     }
 
     fn request(&mut self, request: &VmMemoryRequest, shared: &mut Shared) -> Result<(), Reason> {
@@ -330,8 +363,8 @@ impl Device {
     }
 
     /// Counts a refused request, logs it if there is room in the log, and returns the answer.
-    fn refuse(&mut self, request: &VmMemoryRequest, reason: Reason) -> VmMemoryResponse {
-        let refusal = Refusal::new(request, reason);
+    fn note_refusal(&mut self, refusal: Refusal) -> VmMemoryResponse {
+        let reason = &refusal.reason;
         self.counters.refuse(refusal);
         if let Some(unsaid) = self.log.permit() {
             warn!(
@@ -340,7 +373,7 @@ impl Device {
                 refusal.kind,
                 refusal.shmid,
                 refusal.offset,
-                advice(&reason),
+                advice(reason),
                 LeftOut(unsaid),
             );
         }

@@ -10,6 +10,7 @@ use base::Closer;
 use base::CloserStuck;
 use base::Event;
 use base::EventToken;
+use base::Outlined;
 use base::Tube;
 use base::TubeError;
 use base::WaitContext;
@@ -226,28 +227,28 @@ impl Server {
             tube,
             closer,
         } = connected;
-        let batch = match receive(tube, wait, closer) {
-            Ok(batch) => batch,
+        let received = match receive(tube, wait, closer) {
+            Ok(received) => received,
             Err(TubeError::TimedOut | TubeError::WouldBlock) => return Ok(false),
             Err(TubeError::Disconnected) => return Err(GoneReason::Closed),
             Err(error) => return Err(GoneReason::Protocol(error)),
         };
-        if batch.requests.is_empty() {
-            return Err(GoneReason::EmptyBatch);
-        }
         let mut answers = ResponseBatch::default();
-        let refused = device.execute(&batch, &mut answers, shared);
-        let sent = tube.try_send(&answers);
-        // Answered before the descriptors are closed: that takes time which nobody has to wait for.
-        let closed = close_batch(batch, refused, closer);
-        match sent {
-            Ok(()) => closed
-                .map(|()| true)
-                .map_err(|CloserStuck| GoneReason::Stalls),
-            Err(TubeError::WouldBlock) => Err(GoneReason::DoesNotRead),
-            Err(TubeError::Disconnected) => Err(GoneReason::Closed),
-            Err(error) => Err(GoneReason::Protocol(error)),
-        }
+        let (sent, closed) = match received {
+            Outlined::Whole(batch) => {
+                let refused = device.execute(&batch, &mut answers, shared);
+                let sent = send_answers(tube, &answers);
+                // Answered before the descriptors are closed: that takes time which nobody has to wait for.
+                (sent, close_batch(batch, refused, closer))
+            }
+            Outlined::Bare(batch) => {
+                device.execute_bare(batch, &mut answers, shared);
+                (send_answers(tube, &answers), Ok(()))
+            }
+        };
+        sent?;
+        closed.map_err(|CloserStuck| GoneReason::Stalls)?;
+        Ok(true)
     }
 
     /// Carries out what has come; false at the end.
@@ -403,5 +404,18 @@ impl Server {
     fn all_devices(&self) -> impl Iterator<Item = &Device> {
         let connected = self.devices.values().map(|connected| &connected.device);
         connected.chain(&self.leaving)
+    }
+}
+
+/// Answers a batch, which had no requests if there are no answers.
+fn send_answers(tube: &mut PacketTube, answers: &ResponseBatch) -> Result<(), GoneReason> {
+    if answers.responses.is_empty() {
+        return Err(GoneReason::EmptyBatch);
+    }
+    match tube.try_send(answers) {
+        Ok(()) => Ok(()),
+        Err(TubeError::WouldBlock) => Err(GoneReason::DoesNotRead),
+        Err(TubeError::Disconnected) => Err(GoneReason::Closed),
+        Err(error) => Err(GoneReason::Protocol(error)),
     }
 }
