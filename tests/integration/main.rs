@@ -8,6 +8,7 @@
     reason = "an integration test is nothing but tests"
 )]
 
+mod bare;
 mod daemon;
 mod rig;
 
@@ -22,6 +23,7 @@ mod guest;
 mod guest_driver;
 mod jail_proof;
 mod options;
+mod published_peers;
 mod real_peers;
 mod regions;
 mod stalls;
