@@ -6,7 +6,8 @@
 //! host, through [`Backing::read_at`] and [`Backing::write_at`], and [`Machine::kind`] says so.
 //!
 //! An access that meets no memory (a hole in a region, a page beyond the end of a truncated file, a write to what
-//! is mapped read-only) never ends the VM by itself: see [`hole`].
+//! is mapped read-only) never ends the VM by itself: see [`hole`]. What KVM reports of it, and why the guest is as it is, is
+//! written down in `docs/guest.md`.
 
 mod agent;
 mod backing;
