@@ -52,7 +52,7 @@ use vmm_sys_util::event::EventNotifier;
 use vmm_sys_util::event::new_event_consumer_and_notifier;
 
 const REGISTERS: u64 = 0xd000_0000;
-const PAGE: u64 = 0x1000;
+pub(crate) const PAGE: u64 = 0x1000;
 const SHMID: u8 = 1;
 const REGION_BYTES: u64 = 16 * PAGE;
 const VERSION_1: u64 = 1 << 32;
@@ -219,7 +219,7 @@ fn start_backend(socket: &Path) -> JoinHandle<()> {
 }
 
 /// A VMM with a guest and one device that its driver can reach.
-struct Vm {
+pub(crate) struct Vm {
     process: Arc<Mutex<DeviceProcess>>,
     regions: Vec<Region>,
     machine: Arc<Machine>,
@@ -229,7 +229,7 @@ struct Vm {
 
 impl Vm {
     /// `None` where there is no KVM.
-    fn start(socket: &Path) -> Option<Self> {
+    pub(crate) fn start(socket: &Path) -> Option<Self> {
         let host = match Host::new(Guest::Kvm, 16 << 20, HolePolicy::AllOnes, |_| ()) {
             Ok(host) => host,
             Err(HostError::Machine(
@@ -284,13 +284,13 @@ impl Vm {
         })
     }
 
-    fn driver(&self) -> GuestDriver<'_> {
+    pub(crate) fn driver(&self) -> GuestDriver<'_> {
         let line = self.machine.connect_interrupt(&self.interrupt).unwrap();
         self.machine.driver(REGISTERS, line, CONFIG).unwrap()
     }
 
     /// What the guest sees at the start of a page of the region.
-    fn peek(&self, page: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn peek(&self, page: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         let address = self.regions[0].guest_address() + page * PAGE;
         self.machine.peek(address, &mut bytes).unwrap();
@@ -298,7 +298,7 @@ impl Vm {
     }
 
     /// The pages that are mapped.
-    fn mapped(&self) -> Vec<u64> {
+    pub(crate) fn mapped(&self) -> Vec<u64> {
         let mappings = self.host.mappings();
         mappings
             .iter()

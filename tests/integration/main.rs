@@ -12,6 +12,7 @@ mod bare;
 mod daemon;
 mod rig;
 
+mod blobs_backend;
 mod channel;
 mod conformance;
 mod control;

@@ -257,3 +257,40 @@ for_both_kinds! {
         });
     }
 }
+
+/// More completions at once than a ring has room for; with epoll each would be a duplicate of the descriptor.
+#[test]
+fn thousands_of_sources_of_one_descriptor_are_told_by_io_uring() {
+    const SOURCES: usize = 3_000;
+    let Some(ex) = super::executor(crate::ExecutorKind::Uring) else {
+        return;
+    };
+    let signals = event();
+    let sources: Vec<_> = (0..SOURCES).map(|_| ex.async_from(&signals)).collect();
+    let told = std::cell::Cell::new(0);
+    let mut waits: Vec<_> = sources
+        .iter()
+        .map(|source| Box::pin(source.wait_readable()))
+        .collect();
+    run(&ex, async {
+        std::future::poll_fn(|cx| {
+            waits.retain_mut(|wait| match wait.as_mut().poll(cx) {
+                std::task::Poll::Pending => true,
+                std::task::Poll::Ready(result) => {
+                    result.expect("readable");
+                    told.set(told.get() + 1);
+                    false
+                }
+            });
+            if waits.len() == SOURCES {
+                signals.signal().expect("signals");
+            }
+            match waits.is_empty() {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+    });
+    assert_eq!(told.get(), SOURCES);
+}

@@ -63,6 +63,7 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
 
+use base::RateLimit;
 use base::Tube;
 use base::TubeError;
 use cros_async::Executor;
@@ -136,6 +137,10 @@ impl Options {
         }
     }
 }
+
+/// How often a driver's mistakes are logged.
+const LOG_BURST: u32 = 10;
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where reports go; both threads use it.
 type Reporter<'a> = Mutex<&'a mut (dyn FnMut(&Report<'_>) + Send)>;
@@ -250,6 +255,7 @@ impl Service {
             frontend: None.into(),
             stopping: false.into(),
             requests: 0.into(),
+            complaints: RateLimit::new(LOG_BURST, LOG_INTERVAL).into(),
         };
         worker.run(commands)
     }

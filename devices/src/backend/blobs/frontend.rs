@@ -13,6 +13,8 @@ use cros_async::TimerAsync;
 use cros_async::first;
 use rustix::net::Shutdown;
 use rustix::net::shutdown;
+use rustix::net::sockopt::Timeout;
+use rustix::net::sockopt::set_socket_timeout;
 use vmm_vhost::Ack;
 use vmm_vhost::ClientError;
 use vmm_vhost::FrontendClient;
@@ -78,6 +80,10 @@ impl FrontendChannel {
         has_replies: bool,
         deadline: Duration,
     ) -> Result<Self, Errno> {
+        // The waiting is done elsewhere; these are for a frontend that sends a part of a reply.
+        for timeout in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, timeout, Some(deadline))?;
+        }
         let duplicate = socket.try_clone()?;
         Ok(Self {
             socket: ex.async_from(duplicate),
@@ -152,7 +158,6 @@ impl FrontendChannel {
                 return Err(Errno::new(libc::ETIMEDOUT));
             }
         }
-        // A reply comes whole: it is 20 bytes.
         let reply = self.client.borrow_mut().read_reply();
         reply.map_err(|error| self.broken(&error))
     }

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::fmt;
 use std::future::Future;
 use std::future::poll_fn;
 use std::io::Read;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use base::Error as Errno;
 use base::Event;
+use base::RateLimit;
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
@@ -110,6 +112,7 @@ pub(super) struct Worker<'a, 'r> {
     pub(super) frontend: RefCell<Option<Rc<FrontendChannel>>>,
     pub(super) stopping: Cell<bool>,
     pub(super) requests: Cell<u64>,
+    pub(super) complaints: RefCell<RateLimit>,
 }
 
 impl Worker<'_, '_> {
@@ -245,7 +248,7 @@ impl Worker<'_, '_> {
                 if queue.needs_notification(&*view)?
                     && let Err(error) = call.signal()
                 {
-                    base::warn!("the driver is not interrupted: {error}");
+                    self.complain(format_args!("the driver is not interrupted: {error}"));
                 }
             }
             let more = queue.enable_notification(&*memory.memory())?;
@@ -261,7 +264,7 @@ impl Worker<'_, '_> {
         let (request, mut writer) = match take_request(memory, chain) {
             Ok(taken) => taken,
             Err(error) => {
-                base::warn!("a request is not answered: {error}");
+                self.complain(format_args!("a request is not answered: {error}"));
                 return 0;
             }
         };
@@ -272,9 +275,18 @@ impl Worker<'_, '_> {
         match writer.write_all(&response.to_bytes()) {
             Ok(()) => RESPONSE_WRITTEN,
             Err(error) => {
-                base::warn!("an answer is lost: {error}");
+                self.complain(format_args!("an answer is lost: {error}"));
                 0
             }
+        }
+    }
+
+    /// Logs what a driver can cause as often as it likes.
+    fn complain(&self, what: fmt::Arguments<'_>) {
+        match self.complaints.borrow_mut().permit() {
+            Some(0) => base::warn!("{what}"),
+            Some(suppressed) => base::warn!("{what} ({suppressed} lines before it left out)"),
+            None => {}
         }
     }
 
