@@ -9,6 +9,7 @@ mod child;
 mod error;
 mod handle;
 mod hooks;
+mod log_level;
 mod serve;
 mod state;
 
@@ -20,6 +21,8 @@ pub use self::error::Error;
 pub use self::handle::DEFAULT_DEADLINE;
 pub use self::handle::DeviceProcess;
 pub use self::handle::DeviceProcessConfig;
+pub use self::log_level::LogLevel;
+pub use self::log_level::UnknownLogLevel;
 pub use self::serve::MAX_CHANNELS;
 pub use self::state::MAX_STATE_BYTES;
 

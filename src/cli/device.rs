@@ -21,9 +21,11 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         let _ = print(&format!("{}\n", DeviceArgs::USAGE));
         return ExitCode::SUCCESS;
     }
-    log::start_device();
     let code = match DeviceArgs::parse(arguments) {
-        Ok(arguments) => device_process::run(arguments),
+        Ok(arguments) => {
+            log::start_device(arguments.log);
+            device_process::run(arguments)
+        }
         Err(error) => {
             complain(&error.to_string());
             Exit::Usage.code()

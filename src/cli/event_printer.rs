@@ -297,6 +297,9 @@ fn refused(event: &Event) -> String {
 
 /// What a policy lacks, as lines that can be put into it.
 fn policy_lacks(device: &str, calls: &[MissingCall]) -> String {
+    if calls.is_empty() {
+        return format!("{device}: its policy lacks nothing");
+    }
     let number = count(calls.len() as u64, "system call");
     let mut calls: Vec<_> = calls.iter().collect();
     calls.sort_by_key(|call| call.name);

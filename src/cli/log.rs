@@ -4,6 +4,7 @@ use std::io;
 use std::io::IsTerminal as _;
 use std::io::Write;
 
+use devices::device_process::LogLevel;
 use tracing::level_filters::LevelFilter;
 
 /// Starts logging for the whole process; `verbose` counts the `--verbose` flags.
@@ -16,12 +17,38 @@ pub fn start(verbose: u8) {
     });
 }
 
-/// Starts logging for a device process. What it warns of are a backend's mistakes, which its VMM tells people in its own way.
-pub fn start_device() {
-    start_at(if io::stderr().is_terminal() {
-        LevelFilter::ERROR
-    } else {
-        LevelFilter::WARN
+/// Starts logging for a command that tells of a backend's mistakes itself: without `--verbose`, only failures are logged.
+pub fn start_quiet(verbose: u8) {
+    match verbose {
+        0 => start_at(LevelFilter::ERROR),
+        _ => start(verbose),
+    }
+}
+
+/// Whether a person reads the log, who would not want to read everything twice.
+pub fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// How much the device processes of a command log.
+pub fn device_level(verbose: u8) -> LogLevel {
+    match verbose {
+        0 if is_watched() => LogLevel::Error,
+        0 => LogLevel::Warn,
+        1 => LogLevel::Info,
+        2 => LogLevel::Debug,
+        _ => LogLevel::Trace,
+    }
+}
+
+/// Starts logging for a device process, as its VMM told it.
+pub fn start_device(level: LogLevel) {
+    start_at(match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     });
 }
 
@@ -32,7 +59,7 @@ fn start_at(level: LevelFilter) {
         .with_target(level > LevelFilter::INFO)
         .with_ansi(false);
     // A person sees when a line comes; a log file has to be told.
-    let result = if io::stderr().is_terminal() {
+    let result = if is_watched() {
         tracing::subscriber::set_global_default(builder.without_time().finish())
     } else {
         tracing::subscriber::set_global_default(builder.finish())

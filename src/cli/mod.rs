@@ -46,8 +46,12 @@ pub fn main() -> ExitCode {
     if let Command::Device { arguments } = arguments.command {
         return device::run(arguments);
     }
-    log::start(arguments.verbose);
-    match run(arguments.command) {
+    match arguments.command {
+        Command::Demo(_) => log::start_quiet(arguments.verbose),
+        Command::Run(_) if log::is_watched() => log::start_quiet(arguments.verbose),
+        _ => log::start(arguments.verbose),
+    }
+    match run(arguments.command, arguments.verbose) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             complain(&failure.to_string());
@@ -56,13 +60,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command, verbose: u8) -> Result<(), Failure> {
     match command {
         Command::Demo(arguments) => {
             let signals = vmm::signals().map_err(Failure::new)?;
             demo::run(&arguments, signals)
         }
-        Command::Run(arguments) => run::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments, verbose),
         Command::Device { .. } => Ok(()),
         Command::Backend(command) => backend::run(command),
         Command::Ctl(arguments) => ctl::run(arguments),
@@ -87,6 +91,11 @@ fn answer_parse_error(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         ExitCode::SUCCESS
     }
+}
+
+/// Prints a warning that no log level hides.
+pub(crate) fn warn(line: &str) {
+    complain(&format!("warning: {line}"));
 }
 
 /// Prints the one line about what went wrong; a closed standard error leaves the exit code to speak.

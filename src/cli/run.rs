@@ -15,6 +15,8 @@ use super::args::run::SandboxChoice;
 use super::args::run::SeccompChoice;
 use super::event_printer::EventPrinter;
 use super::failure::Failure;
+use super::log;
+use super::warn;
 use crate::vmm;
 use crate::vmm::config::Config;
 use crate::vmm::config::DeviceOptions;
@@ -40,11 +42,12 @@ const DEVICE_IDS: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// The VMM could not start, or with `--once` its device did not end well.
-pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
-    let config = config(arguments)?;
+pub fn run(arguments: &RunArguments, verbose: u8) -> Result<(), Failure> {
+    let mut config = config(arguments)?;
+    config.device.log = log::device_level(verbose);
     warn_of_weak(config.device.sandbox.level);
     if config.device.sandbox.violation == Violation::Log {
-        tracing::warn!("seccomp only logs: forbidden system calls are let through");
+        warn("seccomp only logs: forbidden system calls are let through");
     }
     // Before any thread starts, so that all of them leave the signals alone.
     let signals = vmm::signals().map_err(Failure::new)?;
@@ -145,12 +148,12 @@ fn sandbox(arguments: &JailArguments) -> SandboxOptions {
 pub(crate) fn warn_of_weak(level: SandboxLevel) {
     match level {
         SandboxLevel::Full => {}
-        SandboxLevel::Seccomp => tracing::warn!(
-            "the sandbox is weakened: device processes have seccomp filters, but no namespaces of their own"
-        ),
-        SandboxLevel::None => tracing::warn!(
-            "there is NO SANDBOX: a backend that takes over its device process has all that this user has"
-        ),
+        SandboxLevel::Seccomp => {
+            warn("the sandbox is weak: seccomp filters, and no namespaces of its own");
+        }
+        SandboxLevel::None => {
+            warn("there is NO SANDBOX: who takes over a device process has all that this user has");
+        }
     }
 }
 

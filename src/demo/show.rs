@@ -12,6 +12,7 @@ use base::Event;
 use devices::control::RegionSource;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
+use devices::device_process::LogLevel;
 use devices::device_process::SandboxOptions;
 use devices::shmem_config::ShmemRegion;
 use jail::SandboxLevel;
@@ -51,6 +52,8 @@ const NEIGHBOUR_REGION: ShmemRegion = ShmemRegion {
     shmid: 1,
     len: 1 << 20,
 };
+/// What a device process logs: its warnings are of the hostile requests, which the report shows.
+const LOG: LogLevel = LogLevel::Error;
 /// The hostile request that the second backend makes.
 const OTHER_REGION: &str = "other-region";
 
@@ -109,6 +112,7 @@ struct Mapped {
 /// Shows everything, and says what it saw.
 pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Result<Report> {
     let started = Instant::now();
+    warn_of_weak(sandbox_level(arguments.sandbox));
     let progress = Progress::new(!arguments.json);
     let source = Source::find(
         arguments.directory.as_deref(),
@@ -127,7 +131,6 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
     )?;
 
     progress.say("starting the backend and its device process");
-    warn_of_weak(sandbox_level(arguments.sandbox));
     let sandbox = SandboxOptions {
         level: sandbox_level(arguments.sandbox),
         ..SandboxOptions::default()
@@ -162,8 +165,7 @@ pub(super) fn show(arguments: &DemoArguments, scratch: &Scratch) -> anyhow::Resu
     if before.len() != mapped.files.len() || host.mappings() != before {
         wrong.push("a hostile request changed the mappings".to_owned());
     }
-    let jail =
-        Proof::read(device.process.pid()).context("cannot read the device process's jail")?;
+    let jail = Proof::of(&device.process).context("cannot read the device process's jail")?;
     let device_pid = device.process.pid();
 
     progress.say("killing the backends");
@@ -318,6 +320,7 @@ impl Device {
         let mut config =
             DeviceProcessConfig::new(name, OwnedFd::from(stream), memory, Event::new()?);
         config.sandbox = sandbox.clone();
+        config.log = LOG;
         config.connect.regions = regions;
         let mut process = DeviceProcess::spawn(&host.spawner(), config)?;
         let info = process.connect()?;

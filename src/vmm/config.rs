@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use devices::device_process::LogLevel;
 use devices::device_process::SandboxOptions;
 use devices::shmem_config::ShmemRegion;
 
@@ -60,6 +61,8 @@ pub struct DeviceOptions {
     pub name: String,
     /// How its process is locked up.
     pub sandbox: SandboxOptions,
+    /// How much its process logs.
+    pub log: LogLevel,
     /// The most live mappings.
     pub max_mappings: u32,
     /// The most mapped bytes; `None` for as many as its regions have.
@@ -80,6 +83,7 @@ impl DeviceOptions {
         Self {
             name: name.to_owned(),
             sandbox: SandboxOptions::default(),
+            log: LogLevel::default(),
             max_mappings: 4096,
             max_bytes: None,
             require_seals: false,

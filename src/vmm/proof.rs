@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use devices::device_process::DeviceProcess;
 use serde::Serialize;
 
 /// The namespaces that a jailed process has to itself.
@@ -26,6 +27,24 @@ pub struct Proof {
 }
 
 impl Proof {
+    /// Reads the proof of a device process. What `/proc` does not show to this user, the process has said itself.
+    ///
+    /// # Errors
+    /// As [`Proof::read`].
+    pub fn of(process: &DeviceProcess) -> io::Result<Self> {
+        let mut proof = Self::read(process.pid())?;
+        let said = || {
+            process
+                .own_namespaces()
+                .iter()
+                .map(|name| (*name).to_owned())
+        };
+        proof
+            .namespaces_differ
+            .get_or_insert_with(|| said().collect());
+        Ok(proof)
+    }
+
     /// Reads the proof of the process `pid`.
     ///
     /// # Errors

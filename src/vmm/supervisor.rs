@@ -13,6 +13,7 @@ use devices::control::DeviceEvent;
 use devices::control::RegionSource;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
+use jail::Violation;
 use rustix::process::PidfdFlags;
 use rustix::process::Signal;
 
@@ -173,6 +174,7 @@ impl Vmm<'_> {
             interrupt.try_clone().map_err(io::Error::from)?,
         );
         config.sandbox = options.sandbox.clone();
+        config.log = options.log;
         config.connect = ConnectOptions {
             legacy_shmem_bit: options.legacy_shmem_bit,
             regions: match options.regions.as_slice() {
@@ -320,7 +322,7 @@ impl Vmm<'_> {
             protocol_features: format!("{:#x}", info.protocol_features),
             channel: info.has_channel,
             regions: self.device.region_reports(),
-            jail: Proof::read(device_pid).ok(),
+            jail: Proof::of(process).ok(),
         });
     }
 
@@ -425,7 +427,8 @@ impl Vmm<'_> {
             is_orderly,
             missing,
         } = death;
-        if !missing.is_empty() {
+        let is_logging = self.config.device.sandbox.violation == Violation::Log;
+        if is_logging && pid.is_some() {
             self.observer.event(Event::PolicyLacks {
                 device: self.config.device.name.clone(),
                 calls: missing,

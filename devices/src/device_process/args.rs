@@ -13,6 +13,8 @@ use jail::Violation;
 use remain::sorted;
 use thiserror::Error;
 
+use super::log_level::LogLevel;
+
 /// How a device process is jailed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxOptions {
@@ -41,6 +43,8 @@ pub struct DeviceArgs {
     pub name: String,
     /// How it is jailed.
     pub sandbox: SandboxOptions,
+    /// How much it logs.
+    pub log: LogLevel,
     /// The main channel: a connected stream socket.
     pub backend_fd: RawFd,
     /// The control tube.
@@ -94,7 +98,7 @@ impl DeviceArgs {
     /// One line on how to call it.
     pub const USAGE: &'static str = "usage: portcullis device --backend-fd N --control-fd N --memory-fd N --event-fd N \
          --interrupt-fd N [--name NAME] [--sandbox full|seccomp|none] [--seccomp trap|kill|log] \
-         [--seccomp-policy-dir DIR] [--hook-fd N]";
+         [--seccomp-policy-dir DIR] [--log error|warn|info|debug|trace] [--hook-fd N]";
 
     /// Reads the arguments that follow `device`. A flag and its value may be one argument, with `=` between them.
     ///
@@ -103,6 +107,7 @@ impl DeviceArgs {
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ArgsError> {
         let mut name = String::from("device");
         let mut sandbox = SandboxOptions::default();
+        let mut log = LogLevel::default();
         let mut slots = [None; DESCRIPTORS.len()];
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -115,6 +120,7 @@ impl DeviceArgs {
                 SANDBOX => sandbox.level = parse_word(flag, value, "full, seccomp or none")?,
                 SECCOMP => sandbox.violation = parse_word(flag, value, "trap, kill or log")?,
                 POLICY_DIR => sandbox.policy_dir = Some(value.into()),
+                LOG => log = parse_word(flag, value, LogLevel::NAMES)?,
                 _ => {
                     let index = DESCRIPTORS.iter().position(|known| *known == flag);
                     let index = index.expect("every other flag names a descriptor");
@@ -130,6 +136,7 @@ impl DeviceArgs {
         Ok(Self {
             name,
             sandbox,
+            log,
             backend_fd: descriptor(0)?,
             control_fd: descriptor(1)?,
             memory_fd: descriptor(2)?,
@@ -146,6 +153,7 @@ const NAME: &str = "--name";
 const SANDBOX: &str = "--sandbox";
 const SECCOMP: &str = "--seccomp";
 pub(super) const POLICY_DIR: &str = "--seccomp-policy-dir";
+pub(super) const LOG: &str = "--log";
 const DESCRIPTORS: [&str; 8] = [
     "--backend-fd",
     "--control-fd",
@@ -158,7 +166,7 @@ const DESCRIPTORS: [&str; 8] = [
 ];
 
 fn split_flag(argument: &OsString) -> Result<(&'static str, Option<OsString>), ArgsError> {
-    let known = [NAME, SANDBOX, SECCOMP, POLICY_DIR]
+    let known = [NAME, SANDBOX, SECCOMP, POLICY_DIR, LOG]
         .into_iter()
         .chain(DESCRIPTORS);
     let unknown = || ArgsError::Unknown(argument.clone());
@@ -200,7 +208,7 @@ mod tests {
 
     #[test]
     fn parse_reads_flags_with_their_value_beside_or_within() {
-        let line = "--name fs0 --sandbox=seccomp --seccomp log --seccomp-policy-dir=/a=b \
+        let line = "--name fs0 --sandbox=seccomp --seccomp log --seccomp-policy-dir=/a=b --log error \
                     --report-fd 8 --listener-fd 9 --hook-fd 10";
         assert_eq!(
             parse(&format!("{line} {DESCRIPTORS_LINE}")),
@@ -211,6 +219,7 @@ mod tests {
                     violation: Violation::Log,
                     policy_dir: Some("/a=b".into()),
                 },
+                log: LogLevel::Error,
                 backend_fd: 3,
                 control_fd: 4,
                 memory_fd: 5,

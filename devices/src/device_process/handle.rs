@@ -34,9 +34,11 @@ use vm_control::DeviceId;
 use vm_control::Generation;
 use vm_control::ServiceHandle;
 
+use super::args::LOG;
 use super::args::POLICY_DIR;
 use super::args::SandboxOptions;
 use super::error::Error;
+use super::log_level::LogLevel;
 use crate::control::Activation;
 use crate::control::BackendInfo;
 use crate::control::ConnectOptions;
@@ -70,6 +72,8 @@ pub struct DeviceProcessConfig {
     pub interrupt: Event,
     /// How it is jailed.
     pub sandbox: SandboxOptions,
+    /// How much it logs, to this process's standard error.
+    pub log: LogLevel,
     /// How the main channel is set up.
     pub connect: ConnectOptions,
     /// How long each call may take.
@@ -86,6 +90,7 @@ impl DeviceProcessConfig {
             memory,
             interrupt,
             sandbox: SandboxOptions::default(),
+            log: LogLevel::default(),
             connect: ConnectOptions::default(),
             deadline: DEFAULT_DEADLINE,
         }
@@ -135,6 +140,9 @@ impl DeviceProcess {
         ];
         descriptors.extend(their_hooks.as_ref().map(|tube| ("hook", tube.as_fd())));
         let mut arguments = vec![OsString::from("device")];
+        if config.log != LogLevel::default() {
+            arguments.extend([LOG, &config.log.to_string()].map(OsString::from));
+        }
         if let Some(dir) = &config.sandbox.policy_dir {
             arguments.extend([OsString::from(POLICY_DIR), dir.clone().into_os_string()]);
         }
@@ -330,6 +338,11 @@ impl DeviceProcess {
             self.report = child.and_then(|child| child.try_wait().ok().flatten());
         }
         self.report.as_ref()
+    }
+
+    /// Returns the names of the namespaces that the process has to itself, as it said before it met its backend.
+    pub fn own_namespaces(&self) -> &[&'static str] {
+        self.child().own_namespaces()
     }
 
     /// Returns the system calls that the policy lacked so far, where violations are only noted.
