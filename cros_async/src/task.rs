@@ -34,8 +34,26 @@ struct State {
     /// Every task whose future lives.
     alive: HashMap<u64, (Place, Waker)>,
     next: u64,
-    /// There will be no more running: what becomes runnable is dropped.
-    ended: bool,
+    /// Set when there will be no more running.
+    ended: Option<Ended>,
+}
+
+/// What happens to a task that becomes runnable after the executor's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It is dropped.
+    Drop,
+    /// It is dropped, or leaked if it must not be dropped just anywhere: the executor did not end on its own thread.
+    DropOrLeak,
+}
+
+impl Ended {
+    fn dispose(self, runnable: Runnable<Place>) {
+        match (self, *runnable.metadata()) {
+            (Self::Drop, _) | (_, Place::Anywhere) => drop(runnable),
+            (Self::DropOrLeak, Place::OwnerOnly) => std::mem::forget(runnable),
+        }
+    }
 }
 
 impl Queue {
@@ -62,13 +80,16 @@ impl Queue {
     /// Takes a task that can go on.
     pub(crate) fn push(&self, runnable: Runnable<Place>) {
         let mut state = lock(&self.state);
-        if !state.ended {
-            state.runnable.push_back(runnable);
-            drop(state);
-            self.reactor.notify();
-        } else {
-            drop(state);
-            drop(runnable);
+        match state.ended {
+            None => {
+                state.runnable.push_back(runnable);
+                drop(state);
+                self.reactor.notify();
+            }
+            Some(ended) => {
+                drop(state);
+                ended.dispose(runnable);
+            }
         }
     }
 
@@ -96,17 +117,23 @@ impl Queue {
 
     /// Drops every task. On a thread other than the owner's, those that must not be dropped there are leaked instead.
     pub(crate) fn end(&self, is_owner: bool) {
+        let ended = match is_owner {
+            true => Ended::Drop,
+            false => Ended::DropOrLeak,
+        };
         let mut state = lock(&self.state);
-        state.ended = true;
+        // It can end twice; where local tasks were leaked once they stay so.
+        let ended = match state.ended {
+            Some(Ended::DropOrLeak) => Ended::DropOrLeak,
+            _ => ended,
+        };
+        state.ended = Some(ended);
         let alive = std::mem::take(&mut state.alive);
         let runnable = std::mem::take(&mut state.runnable);
         drop(state);
         let mut leaked = 0;
         for runnable in runnable {
-            match is_owner || *runnable.metadata() == Place::Anywhere {
-                true => drop(runnable),
-                false => std::mem::forget(runnable),
-            }
+            ended.dispose(runnable);
         }
         for (place, waker) in alive.into_values() {
             match is_owner || place == Place::Anywhere {

@@ -102,4 +102,19 @@ for_both_kinds! {
         thread::spawn(move || drop(ex)).join().expect("no panic");
         assert_eq!(Arc::strong_count(&alive), 1);
     }
+
+    fn leaked_local_task_is_not_dropped_by_whoever_wakes_it(ex) {
+        let waker = Arc::new(std::sync::Mutex::new(None));
+        let noted = Arc::clone(&waker);
+        ex.spawn_local(std::future::poll_fn(move |cx| {
+            *crate::lock(&noted) = Some(cx.waker().clone());
+            std::task::Poll::<()>::Pending
+        }))
+        .detach();
+        run(&ex, pass());
+        thread::spawn(move || drop(ex)).join().expect("no panic");
+        let waker: Option<std::task::Waker> = crate::lock(&waker).take();
+        let waker = waker.expect("the task ran");
+        thread::spawn(move || waker.wake()).join().expect("no panic");
+    }
 }
