@@ -1,17 +1,21 @@
-//! Checks of what a device wants to have mapped: the kind of the descriptor, its length, its seals.
+//! What a device wants to have mapped: whether it may be, and what the VMM makes of it.
 //!
 //! What the descriptor was opened for is not asked: `mmap` itself tells. So the usual mapping costs one system call here.
 
+use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
 use base::DescriptorInfo;
 use base::DescriptorKind;
 use base::Protection;
+use base::SafeDescriptor;
 use base::Seals;
 use base::inspect;
 use base::page_size;
 use base::seals;
 
+use crate::MapSource;
+use crate::VmMemorySource;
 use crate::reason::Reason;
 use crate::region_table::MappingKind;
 use crate::region_table::check_alignment;
@@ -30,13 +34,102 @@ pub(crate) struct Range {
     pub(crate) len: u64,
 }
 
-/// Finds out what a descriptor refers to.
-pub(crate) fn look(descriptor: BorrowedFd<'_>) -> Result<DescriptorInfo, Reason> {
-    inspect(descriptor).map_err(|error| Reason::Kernel { error })
+/// Returns where the range begins in its source, unless the device may not have such a source at all.
+pub(crate) fn start(source: &VmMemorySource, allow_external: bool) -> Result<u64, Reason> {
+    match source {
+        VmMemorySource::Descriptor { offset, .. } => Ok(*offset),
+        VmMemorySource::Vulkan { .. } => Ok(0),
+        VmMemorySource::ExternalMapping { ptr } if allow_external => Ok(*ptr),
+        VmMemorySource::ExternalMapping { .. } => Err(Reason::External),
+    }
+}
+
+/// Finds out what the source's descriptor refers to, if it has one: usually the only system call besides the mapping itself.
+pub(crate) fn look(source: &VmMemorySource) -> Result<Option<DescriptorInfo>, Reason> {
+    match source {
+        VmMemorySource::Descriptor { descriptor, .. }
+        | VmMemorySource::Vulkan { descriptor, .. } => inspect(descriptor.as_fd())
+            .map(Some)
+            .map_err(|error| Reason::Kernel { error }),
+        VmMemorySource::ExternalMapping { .. } => Ok(None),
+    }
+}
+
+/// Checks the descriptor that is to be mapped, if the source has one, and says what the [`Vm`](crate::Vm) is to map. `info` is
+/// what [`look`] found.
+pub(crate) fn open<'a>(
+    source: &'a VmMemorySource,
+    info: Option<&'a DescriptorInfo>,
+    range: &Range,
+    require_seals: bool,
+) -> Result<(MapSource<'a>, MappingKind), Reason> {
+    match (source, info) {
+        (VmMemorySource::Descriptor { descriptor, .. }, Some(info)) => {
+            open_descriptor(descriptor, info, range, require_seals)
+        }
+        (VmMemorySource::Vulkan { descriptor, .. }, Some(info)) if check_kind(info).is_ok() => {
+            open_descriptor(descriptor, info, range, require_seals)
+        }
+        (
+            VmMemorySource::Vulkan {
+                descriptor,
+                handle_type,
+                memory_idx,
+                device_uuid,
+                driver_uuid,
+            },
+            Some(_),
+        ) => {
+            // What can't be mapped may still be imported: the VMM knows.
+            let source = MapSource::Vulkan {
+                descriptor,
+                handle_type: *handle_type,
+                memory_idx: *memory_idx,
+                device_uuid,
+                driver_uuid,
+            };
+            Ok((source, MappingKind::Vulkan))
+        }
+        (VmMemorySource::ExternalMapping { ptr }, _) => {
+            Ok((MapSource::External { address: *ptr }, MappingKind::External))
+        }
+        (_, None) => Err(Reason::NoDescriptor),
+    }
+}
+
+fn open_descriptor<'a>(
+    descriptor: &'a SafeDescriptor,
+    info: &'a DescriptorInfo,
+    range: &Range,
+    require_seals: bool,
+) -> Result<(MapSource<'a>, MappingKind), Reason> {
+    let kind = check_kind(info)?;
+    check_range(info, range)?;
+    if require_seals {
+        check_seals(descriptor.as_fd(), info)?;
+    }
+    let source = MapSource::Descriptor {
+        descriptor,
+        offset: range.source,
+        info,
+    };
+    Ok((source, kind))
+}
+
+/// Says what an errno of [`Vm::map`](crate::Vm::map) means.
+pub(crate) fn refusal(
+    error: base::Error,
+    source: &MapSource<'_>,
+    protection: Protection,
+) -> Reason {
+    match source {
+        MapSource::Descriptor { info, .. } => mmap_refusal(error, info.kind, protection),
+        MapSource::External { .. } | MapSource::Vulkan { .. } => Reason::Kernel { error },
+    }
 }
 
 /// Refuses kinds of descriptors that can't be mapped. `info` is what it refers to.
-pub(crate) fn check_kind(info: &DescriptorInfo) -> Result<MappingKind, Reason> {
+fn check_kind(info: &DescriptorInfo) -> Result<MappingKind, Reason> {
     match info.kind {
         // A mapping of such a file can make the whole VMM wait for its server.
         DescriptorKind::File if info.can_stall => Err(Reason::CanStall),
@@ -48,7 +141,7 @@ pub(crate) fn check_kind(info: &DescriptorInfo) -> Result<MappingKind, Reason> {
 }
 
 /// Refuses a range that the file does not have, or that ends within one of its huge pages.
-pub(crate) fn check_range(info: &DescriptorInfo, range: &Range) -> Result<(), Reason> {
+fn check_range(info: &DescriptorInfo, range: &Range) -> Result<(), Reason> {
     check_size(info, range.source, range.len)?;
     if info.page_size > page_size() as u64 {
         // The kernel maps whole pages only, and those of this file are larger than the region's.
@@ -60,7 +153,7 @@ pub(crate) fn check_range(info: &DescriptorInfo, range: &Range) -> Result<(), Re
 }
 
 /// Refuses everything but a memfd that can't become shorter.
-pub(crate) fn check_seals(descriptor: BorrowedFd<'_>, info: &DescriptorInfo) -> Result<(), Reason> {
+fn check_seals(descriptor: BorrowedFd<'_>, info: &DescriptorInfo) -> Result<(), Reason> {
     if info.kind != DescriptorKind::Memfd {
         return Err(Reason::DescriptorKind { kind: info.kind });
     }
@@ -84,11 +177,7 @@ fn check_size(info: &DescriptorInfo, offset: u64, len: u64) -> Result<(), Reason
 }
 
 /// Says what the kernel's reason to map a descriptor means.
-pub(crate) fn mmap_refusal(
-    error: base::Error,
-    kind: DescriptorKind,
-    protection: Protection,
-) -> Reason {
+fn mmap_refusal(error: base::Error, kind: DescriptorKind, protection: Protection) -> Reason {
     match error.errno() {
         // A seal against writing shows as EPERM.
         libc::EACCES | libc::EPERM => Reason::AccessMode { protection },

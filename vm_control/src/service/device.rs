@@ -6,13 +6,10 @@
 //! the kernel says).
 
 use std::fmt;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use base::DescriptorInfo;
 use base::Protection;
 use base::RateLimit;
-use base::SafeDescriptor;
 use base::error;
 use base::warn;
 
@@ -26,7 +23,6 @@ use crate::Generation;
 use crate::MapOperation;
 use crate::MapSource;
 use crate::MappingInfo;
-use crate::MappingKind;
 use crate::Occupied;
 use crate::Reason;
 use crate::RegionKey;
@@ -223,7 +219,7 @@ impl Device {
         protection: Protection,
         shared: &mut Shared,
     ) -> Result<(), Reason> {
-        let source_offset = self.check_source(source)?;
+        let source_offset = source::start(source, self.config.allow_external)?;
         check_form(&[source_offset, dest.offset], len, shared.page_size)?;
         if !protection.allows(&Protection::read()) {
             return Err(Reason::Protection);
@@ -233,13 +229,17 @@ impl Device {
         let vacancy = self.regions[place].table.vacancy(dest.offset, len)?;
         self.account.check(vacancy.footprint())?;
         shared.areas.check(vacancy.areas())?;
-        let info = look(source)?;
+        let info = source::look(source)?;
         let range = Range {
             source: source_offset,
             dest: dest.offset,
             len,
         };
-        let (source, kind) = self.open(source, info.as_ref(), &range, protection)?;
+        let (source, kind) =
+            source::open(source, info.as_ref(), &range, self.config.require_seals)?;
+        if let MapSource::External { address } = source {
+            own_memory::check(address, len, protection)?;
+        }
         shared
             .vm
             .map(&MapOperation {
@@ -249,86 +249,12 @@ impl Device {
                 source,
                 protection,
             })
-            .map_err(|error| map_refusal(error, &source, protection))?;
+            .map_err(|error| source::refusal(error, &source, protection))?;
         self.regions[place].table.insert(vacancy, protection, kind);
         self.account.add(vacancy.footprint());
         shared.areas.take(vacancy.areas());
         self.counters.maps += 1;
         Ok(())
-    }
-
-    /// Returns where the range begins in its source, unless the device may not have such a source at all.
-    fn check_source(&self, source: &VmMemorySource) -> Result<u64, Reason> {
-        match source {
-            VmMemorySource::Descriptor { offset, .. } => Ok(*offset),
-            VmMemorySource::Vulkan { .. } => Ok(0),
-            VmMemorySource::ExternalMapping { ptr } if self.config.allow_external => Ok(*ptr),
-            VmMemorySource::ExternalMapping { .. } => Err(Reason::External),
-        }
-    }
-
-    /// Checks what is to be mapped. `info` is what its descriptor refers to, if it has one.
-    fn open<'a>(
-        &self,
-        source: &'a VmMemorySource,
-        info: Option<&'a DescriptorInfo>,
-        range: &Range,
-        protection: Protection,
-    ) -> Result<(MapSource<'a>, MappingKind), Reason> {
-        match (source, info) {
-            (VmMemorySource::Descriptor { descriptor, .. }, Some(info)) => {
-                self.open_descriptor(descriptor, info, range)
-            }
-            (
-                VmMemorySource::Vulkan {
-                    descriptor,
-                    handle_type,
-                    memory_idx,
-                    device_uuid,
-                    driver_uuid,
-                },
-                Some(info),
-            ) => {
-                if source::check_kind(info).is_ok() {
-                    return self.open_descriptor(descriptor, info, range);
-                }
-                // What can't be mapped may still be imported: the VMM's `Vm` knows.
-                let source = MapSource::Vulkan {
-                    descriptor,
-                    handle_type: *handle_type,
-                    memory_idx: *memory_idx,
-                    device_uuid,
-                    driver_uuid,
-                };
-                Ok((source, MappingKind::Vulkan))
-            }
-            (VmMemorySource::ExternalMapping { ptr }, _) => {
-                own_memory::check(*ptr, range.len, protection)?;
-                Ok((MapSource::External { address: *ptr }, MappingKind::External))
-            }
-            (_, None) => Err(Reason::Kernel {
-                error: base::Error::new(libc::EBADF),
-            }),
-        }
-    }
-
-    fn open_descriptor<'a>(
-        &self,
-        descriptor: &'a SafeDescriptor,
-        info: &'a DescriptorInfo,
-        range: &Range,
-    ) -> Result<(MapSource<'a>, MappingKind), Reason> {
-        let kind = source::check_kind(info)?;
-        source::check_range(info, range)?;
-        if self.config.require_seals {
-            source::check_seals(descriptor.as_fd(), info)?;
-        }
-        let source = MapSource::Descriptor {
-            descriptor,
-            offset: range.source,
-            info,
-        };
-        Ok((source, kind))
     }
 
     fn unmap(
@@ -520,23 +446,6 @@ fn check_form(offsets: &[u64], len: u64, page_size: u64) -> Result<(), Reason> {
         return Err(Reason::ZeroLength);
     }
     Ok(())
-}
-
-/// Finds out what the source's descriptor refers to, if it has one: the only system call besides the mapping itself.
-fn look(source: &VmMemorySource) -> Result<Option<DescriptorInfo>, Reason> {
-    match source {
-        VmMemorySource::Descriptor { descriptor, .. }
-        | VmMemorySource::Vulkan { descriptor, .. } => source::look(descriptor.as_fd()).map(Some),
-        VmMemorySource::ExternalMapping { .. } => Ok(None),
-    }
-}
-
-/// Says what an errno of [`Vm::map`] means.
-fn map_refusal(error: base::Error, source: &MapSource<'_>, protection: Protection) -> Reason {
-    match source {
-        MapSource::Descriptor { info, .. } => source::mmap_refusal(error, info.kind, protection),
-        MapSource::External { .. } | MapSource::Vulkan { .. } => Reason::Kernel { error },
-    }
 }
 
 /// What the backend's author, or whoever runs it, can do about it; only where that is not plain.
