@@ -380,9 +380,7 @@ impl Vmm<'_> {
                     suppressed: suppressed.saturating_add(untold),
                 });
             }
-            DeviceEvent::ConfigChanged
-            | DeviceEvent::VringError { .. }
-            | DeviceEvent::ChannelClosed { .. }
+            DeviceEvent::ConfigChanged | DeviceEvent::VringError { .. }
                 if self.device.may_tell().is_none() => {}
             DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
             DeviceEvent::VringError { index } => {

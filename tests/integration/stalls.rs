@@ -126,6 +126,25 @@ fn peer_that_never_reads_replies_stalls_nobody_and_costs_little() {
 }
 
 #[test]
+fn config_changes_without_end_end_nothing() {
+    let mut rig = Rig::new();
+    let device = device_pid(&rig.vm.status());
+    let changes = Message::bytes(2, 9, &[]).repeat(64);
+    for _ in 0..100 {
+        rig.channel.send(&changes, &[]);
+        for _ in 0..64 {
+            assert_eq!(rig.channel.reply(2), 0);
+        }
+    }
+    rig.vm.process.event("config_changed");
+    rig.assert_serves(0);
+    assert_eq!(device_pid(&rig.vm.status()), device, "the same process");
+    // News that comes once is told after a flood, too.
+    rustix::net::shutdown(&rig.channel, rustix::net::Shutdown::Both).expect("a socket");
+    rig.vm.process.event("channel_closed");
+}
+
+#[test]
 fn requests_that_were_sent_to_a_stopped_vmm_are_answered_when_it_goes_on() {
     let rig = Rig::new();
     let memory = fixture::memfd(&[1; 4096]);
