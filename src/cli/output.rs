@@ -25,7 +25,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Prints one JSON document on a line of its own.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`fn@print`].
 pub fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     let mut line = serde_json::to_string(value).context("cannot encode the result as JSON")?;
     line.push('\n');

@@ -158,7 +158,7 @@ fn say(reporter: &Reporter<'_>, report: &Report<'_>) {
 /// A frontend that breaks the protocol is dropped with a line in the log and the next one is served.
 ///
 /// # Errors
-/// [`Error`] if the executor, the region or the socket can't be had.
+/// [`enum@Error`] if the executor, the region or the socket can't be had.
 pub fn run(options: Options, report: &mut (dyn FnMut(&Report<'_>) + Send)) -> Result<(), Error> {
     let service = Service::new(&options)?;
     let listener = Listening::bind(&options.socket)?;

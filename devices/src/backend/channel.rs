@@ -104,7 +104,7 @@ impl Channel {
     /// Maps `file` and waits for the answer.
     ///
     /// # Errors
-    /// [`Error`] when the channel is no longer usable.
+    /// [`enum@Error`] when the channel is no longer usable.
     pub fn map(&mut self, mapping: &Mapping, file: BorrowedFd<'_>) -> Result<Answer, Error> {
         self.request(&Outgoing::shmem_map(&mapping.payload(), file))
     }

@@ -90,7 +90,7 @@ fn say(reporter: &Reporter<'_>, report: &Report<'_>) {
 /// A frontend that breaks the protocol is dropped with a line in the log and the next one is served.
 ///
 /// # Errors
-/// [`Error`] if the directory or the socket can't be used.
+/// [`enum@Error`] if the directory or the socket can't be used.
 pub fn run(options: Options, report: &mut (dyn FnMut(&Report<'_>) + Send)) -> Result<(), Error> {
     let root = Root::open(&options.directory)?;
     let page = base::page_size() as u64;

@@ -133,7 +133,7 @@ pub trait Device: Send {
 /// Serves one frontend until it goes.
 ///
 /// # Errors
-/// [`Error`] if it broke the protocol or the socket failed.
+/// [`enum@Error`] if it broke the protocol or the socket failed.
 pub fn serve(stream: UnixStream, profile: &Profile, device: &mut dyn Device) -> Result<(), Error> {
     let peeked = stream.try_clone().map_err(Error::Socket)?;
     let handler = Arc::new(Mutex::new(Handler {
