@@ -331,7 +331,7 @@ fn config_tells_the_limits_and_can_not_be_written() {
 }
 
 #[test]
-fn run_serves_one_frontend_after_the_other_and_cleans_up() {
+fn run_serves_a_frontend_and_cleans_up() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (mut ready, ready_descriptor) = io::pipe().expect("a pipe");
     let mut options = Options::new(dir.path().join("socket"));
