@@ -5,6 +5,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use anyhow::anyhow;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::time::Timespec;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +22,7 @@ use super::size::Size;
 use super::table::Align;
 use super::table::Table;
 use super::table::printable;
+use crate::control::client::ANSWER_DEADLINE;
 use crate::control::client::Client;
 use crate::control::client::ClientError;
 use crate::control::message::MAX_TRANSFER;
@@ -99,10 +105,21 @@ fn show<T: DeserializeOwned + Serialize>(
 fn stop(control: &Path, json: bool) -> Result<(), Failure> {
     let mut client = connect(control)?;
     let report: StopReport = client.ask(&Request::Stop).map_err(failure)?;
+    // The VMM is still there to be looked up: it cleans up before it closes the connection.
+    let process = i32::try_from(report.pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     client
         .wait_for_end()
         .context("the VMM does not end")
         .map_err(Failure::from)?;
+    if let Some(process) = process {
+        // From another pid namespace the process can't be seen; then the closed connection has to do.
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        let timeout = Timespec::try_from(ANSWER_DEADLINE).ok();
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+    }
     if json {
         print_json(&report)?;
     } else {

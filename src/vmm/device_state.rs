@@ -27,6 +27,10 @@ use crate::control::message::RegionReport;
 
 /// A device that lived shorter than this is not started again at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
+/// Half the pause after the second short life in a row.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause after lives that were short: a backend that is back is served within 50 ms.
+const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// How many events of the device process are taken before others have their turn.
 const EVENTS_A_TURN: usize = 32;
@@ -52,6 +56,8 @@ pub(super) struct Device {
     pub(super) last_refused: Option<RefusedReport>,
     pub(super) interrupt: Option<InterruptEvent>,
     born: Option<Instant>,
+    /// How many lives in a row were short.
+    short_lives: u32,
     limits: Limits,
 }
 
@@ -122,9 +128,18 @@ impl Device {
         self.limits = Limits::default();
     }
 
-    /// Whether the last life was so short that the next one had better wait.
-    pub(super) fn had_short_life(&self) -> bool {
-        self.born.is_none_or(|born| born.elapsed() < SHORT_LIFE)
+    /// How long the next life had better wait: not at all after a long life or a first short one, and then longer each time.
+    pub(super) fn pause(&mut self) -> Duration {
+        if self.born.is_some_and(|born| born.elapsed() >= SHORT_LIFE) {
+            self.short_lives = 0;
+            return Duration::ZERO;
+        }
+        let doublings = self.short_lives;
+        self.short_lives = self.short_lives.saturating_add(1);
+        match doublings {
+            0 => Duration::ZERO,
+            _ => LONGEST_PAUSE.min(FIRST_PAUSE.saturating_mul(1 << doublings.min(16))),
+        }
     }
 
     /// Reads what the process has to tell, but not without end.
@@ -207,5 +222,23 @@ pub(super) fn closed_words(reason: &ChannelClosed) -> String {
         ChannelClosed::ByBackend => "the backend closed it".to_owned(),
         ChannelClosed::BrokenFraming { detail } => format!("broken framing: {detail}"),
         ChannelClosed::Failed { errno } => format!("it failed: {errno}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_short_lives_and_end_with_a_long_one() {
+        let mut device = Device::default();
+        device.bear();
+        let pauses: Vec<_> = (0..7).map(|_| device.pause().as_millis()).collect();
+        assert_eq!(pauses, [0, 2, 4, 8, 16, 25, 25]);
+        device.born = Instant::now().checked_sub(SHORT_LIFE);
+        assert_eq!(device.pause(), Duration::ZERO);
+        device.bear();
+        assert_eq!(device.pause(), Duration::ZERO);
+        assert_eq!(device.pause(), Duration::from_millis(2));
     }
 }

@@ -37,8 +37,6 @@ use super::proof::Proof;
 use crate::control::message::DeviceState;
 use crate::text::causes;
 
-/// The pause before the next life after a short one.
-const PAUSE: Duration = Duration::from_millis(25);
 /// The pause where there was no life at all, or can be none as things are.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 /// How long nothing is heard of a device process that has told too much.
@@ -58,10 +56,10 @@ impl Vmm<'_> {
 
     /// Starts the device's next life, after a pause where one is due.
     fn begin_again(&mut self, was_alive: bool) {
-        let pause = match (was_alive, self.device.had_short_life()) {
-            (false, _) => Some(LONG_PAUSE),
-            (true, true) => Some(PAUSE),
-            (true, false) => None,
+        let pause = if was_alive {
+            self.device.pause()
+        } else {
+            LONG_PAUSE
         };
         self.device.restarts += 1;
         self.observer.event(Event::Restarting {
@@ -71,9 +69,10 @@ impl Vmm<'_> {
         if let Err(error) = self.prepare_socket() {
             return self.fail(Error::Loop(error));
         }
-        match pause {
-            Some(pause) => self.rest(pause),
-            None => self.connect_backend(),
+        if pause.is_zero() {
+            self.connect_backend();
+        } else {
+            self.rest(pause);
         }
     }
 
