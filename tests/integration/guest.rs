@@ -152,7 +152,7 @@ fn hole_that_stops_the_guest_ends_the_vmm_with_the_place() {
     let mut client = UnixStream::connect(guest.vm.control_socket()).expect("the control socket");
     writeln!(client, "{hole}").expect("the VMM reads");
     assert_eq!(guest.vm.process.wait().code(), Some(1));
-    let log = guest.vm.process.log().join("\n");
+    let log = guest.vm.process.whole_log().join("\n");
     assert!(log.contains("the guest has stopped"), "{log}");
     assert!(log.contains("offset 0x8000"), "{log}");
 }
