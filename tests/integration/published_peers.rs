@@ -36,8 +36,11 @@ const PIXELS: usize = 640 * 480;
 const FRAME: u64 = 0x70800;
 
 fn program(name: &str) -> Option<PathBuf> {
-    // Not an error under CI: whether there are such programs is decided by who sets the variable.
-    let folder = std::env::var_os("PORTCULLIS_PEERS")?;
+    let Some(folder) = std::env::var_os("PORTCULLIS_PEERS") else {
+        // No failure under CI, unlike other skips: who sets the variable decides whether there are such programs.
+        eprintln!("left out: {name}: PORTCULLIS_PEERS is not set, see tests/peers/install.sh");
+        return None;
+    };
     let path = PathBuf::from(folder).join(name);
     assert!(path.is_file(), "{}: not installed", path.display());
     Some(path)
