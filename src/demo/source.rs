@@ -70,6 +70,12 @@ impl Source {
         source.served = scratch.join("files");
         let mut left = limit;
         for (path, len) in files {
+            if len == 0 {
+                source
+                    .left_out
+                    .push((path.display().to_string(), "empty".to_owned()));
+                continue;
+            }
             match left.checked_sub(len) {
                 Some(rest) => {
                     copy(&directory.join(&path), &source.served.join(&path))?;
