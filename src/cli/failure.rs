@@ -122,7 +122,24 @@ pub fn usage_line(error: &clap::Error) -> String {
         .collect();
     let body = body.join(" ").replace(" tip: ", "; ");
     let body = body.strip_prefix("error: ").unwrap_or(&body);
-    format!("{}; try 'portcullis --help'", body.trim_end_matches('.'))
+    format!(
+        "{}; try '{} --help'",
+        body.trim_end_matches('.'),
+        command(&text)
+    )
+}
+
+/// The command that a usage text is about: its words up to the first argument.
+fn command(text: &str) -> String {
+    let usage = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage:"))
+        .unwrap_or("portcullis");
+    let words: Vec<&str> = usage
+        .split_whitespace()
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .collect();
+    words.join(" ")
 }
 
 /// Joins lines, drops the numbers that Rust adds to the system's reasons, and escapes what can't be printed.
@@ -136,6 +153,7 @@ mod tests {
     use super::*;
     use anyhow::Context as _;
     use anyhow::anyhow;
+    use clap::Parser as _;
 
     #[test]
     fn failure_says_what_why_and_what_to_do_in_one_line() {
@@ -169,5 +187,15 @@ mod tests {
     #[test]
     fn failure_without_advice_ends_with_its_cause() {
         assert_eq!(Failure::new(anyhow!("broken")).to_string(), "broken");
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_that_names_the_command_to_ask() {
+        let error = crate::cli::args::Arguments::try_parse_from(["portcullis", "run"])
+            .expect_err("incomplete");
+        assert_eq!(
+            usage_line(&error),
+            "the following required arguments were not provided: --backend <SOCKET>; try 'portcullis run --help'"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! `portcullis run`: serves one backend, and tells what happens.
 
+use std::io::ErrorKind;
+
 use anyhow::anyhow;
 use base::SignalFd;
 use devices::device_process::SandboxOptions;
@@ -178,7 +180,15 @@ pub(crate) fn guest(choice: GuestChoice) -> Guest {
 /// A failure with what the user can do about it.
 fn failure(error: vmm::Error) -> Failure {
     let advice = match &error {
-        vmm::Error::Backend { .. } => Some("start the backend first, or wait for it with --wait"),
+        vmm::Error::Backend { source, .. }
+            if matches!(
+                source.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::WouldBlock
+            ) =>
+        {
+            Some("start the backend first, or wait for it with --wait")
+        }
+        vmm::Error::Backend { .. } => Some("choose another path for --backend"),
         vmm::Error::Control { .. } => Some("choose another path for --control"),
         vmm::Error::Stopped(_) => Some("choose another policy for --holes to go on"),
         vmm::Error::Device { .. } | vmm::Error::Host(_) | vmm::Error::Loop(_) => None,
