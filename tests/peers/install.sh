@@ -27,6 +27,7 @@ if [ ! -x "$dir/bin/vhost-device-media" ]; then
         set -- -o "Dir::Etc::SourceList=$dir/headers/backports.list" \
             -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$dir/headers/lists"
         apt-get "$@" update
+        rm -f "$dir"/headers/*.deb
         (cd "$dir/headers" && apt-get "$@" download linux-libc-dev)
         dpkg -x "$dir"/headers/linux-libc-dev_*.deb "$dir/headers/unpacked"
         headers=$dir/headers/unpacked/usr/include
