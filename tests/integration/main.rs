@@ -24,6 +24,7 @@ mod guest;
 mod guest_driver;
 mod jail_proof;
 mod options;
+mod policy_usage;
 mod published_peers;
 mod real_peers;
 mod regions;
