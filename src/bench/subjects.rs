@@ -4,7 +4,6 @@
 //! The driver says `warm`, waits for a line, runs, says what it measured, and waits again, so that counters can be read on
 //! both sides of the counted pairs while all processes live.
 
-use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Write;
@@ -18,10 +17,8 @@ use std::process::Stdio;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
+use base::scm;
 use clap::ValueEnum;
-use rustix::net::AddressFamily;
-use rustix::net::SocketFlags;
-use rustix::net::SocketType;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -118,7 +115,8 @@ pub(super) fn run(
         program: &program,
         placement,
     };
-    let (backend_socket, other_end) = stream_pair()?;
+    let (backend_socket, other_end) = scm::stream_pair()?;
+    let (backend_socket, other_end) = (OwnedFd::from(backend_socket), OwnedFd::from(other_end));
     let mut processes = Vec::new();
     let driver_role = match subject {
         Subject::Limit1 => {
@@ -126,7 +124,8 @@ pub(super) fn run(
             Role::Driver
         }
         Subject::Limit2 | Subject::Limit2p => {
-            let (middle_end, mapper_end) = seqpacket_pair()?;
+            let (middle_end, mapper_end) = scm::seqpacket_pair()?;
+            let (middle_end, mapper_end) = (OwnedFd::from(middle_end), OwnedFd::from(mapper_end));
             let middle = if subject == Subject::Limit2 {
                 Role::Middle
             } else {
@@ -196,14 +195,7 @@ fn pids(processes: &[Process]) -> Result<Vec<(&'static str, u32)>> {
         pids.push((process.name, process.child.id()));
         if process.has_device {
             let pid = process.child.id();
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-                .unwrap_or_default();
-            let device = children
-                .split_whitespace()
-                .next()
-                .and_then(|child| child.parse().ok())
-                .or_else(|| child_of(pid))
-                .context("the VMM has no device process")?;
+            let device = child_of(pid).context("the VMM has no device process")?;
             pids.push(("device", device));
         }
     }
@@ -290,21 +282,4 @@ impl Start<'_> {
         process.has_device = true;
         Ok(process)
     }
-}
-
-fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    pair(SocketType::STREAM)
-}
-
-fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    pair(SocketType::SEQPACKET)
-}
-
-fn pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(rustix::net::socketpair(
-        AddressFamily::UNIX,
-        kind,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
 }

@@ -25,7 +25,6 @@ use crate::conform::Tap;
 /// If the socket can't be made, nobody connects, or a case failed.
 pub fn run(command: ConformCommand) -> Result<(), Failure> {
     let ConformCommand::Frontend(arguments) = command;
-    let socket = Socket::listen(&arguments.socket)?;
     let only = arguments.only.as_deref();
     let cases = conform::names()
         .iter()
@@ -35,6 +34,7 @@ pub fn run(command: ConformCommand) -> Result<(), Failure> {
         let text = only.unwrap_or_default();
         return Err(Failure::usage(anyhow!("no case has {text:?} in its name")));
     }
+    let socket = Socket::listen(&arguments.socket)?;
     let patience = Patience {
         first: Duration::from_secs(arguments.wait),
         ..Patience::default()

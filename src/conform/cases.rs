@@ -102,21 +102,10 @@ fn place(session: &mut Session, offset: u64, len: u64) -> io::Result<()> {
 
 /// Makes an unlinked file of `len` bytes and returns it opened for reading and writing, for reading, and for writing.
 fn files(len: u64) -> io::Result<[File; 3]> {
-    let file = tempfile_in_proc(len)?;
+    let file = tempfile::tempfile()?;
+    file.set_len(len)?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let read = File::open(&path)?;
     let write = File::options().write(true).open(&path)?;
     Ok([file, read, write])
-}
-
-/// Makes a file without a name in the folder for temporary files.
-fn tempfile_in_proc(len: u64) -> io::Result<File> {
-    let file = rustix::fs::open(
-        std::env::temp_dir(),
-        rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-    )?;
-    let file = File::from(file);
-    file.set_len(len)?;
-    Ok(file)
 }

@@ -38,6 +38,7 @@ use super::probe::Probe;
 use super::report::Report;
 use super::serve::Device;
 use super::serve::Profile;
+use super::serve::lacks_for_mapping;
 use super::serve::serve;
 use super::walk::Root;
 
@@ -198,22 +199,9 @@ impl FilesDevice<'_, '_> {
 
 impl Device for FilesDevice<'_, '_> {
     fn negotiated(&mut self, features: VhostUserProtocolFeatures) {
-        let missing = [
-            (
-                VhostUserProtocolFeatures::SHMEM,
-                "the frontend has no SHMEM",
-            ),
-            (
-                VhostUserProtocolFeatures::BACKEND_REQ,
-                "the frontend has no BACKEND_REQ",
-            ),
-        ];
-        for (feature, reason) in missing {
-            if !features.contains(feature) {
-                lock(self.status).state = State::NoChannel;
-                say(self.service.reporter, &Report::NoChannel { reason });
-                return;
-            }
+        if let Some(reason) = lacks_for_mapping(features) {
+            lock(self.status).state = State::NoChannel;
+            say(self.service.reporter, &Report::NoChannel { reason });
         }
     }
 

@@ -99,6 +99,17 @@ impl Profile {
     }
 }
 
+/// Says what a frontend with these protocol features lacks for a backend that maps; nothing where it lacks nothing.
+pub(super) fn lacks_for_mapping(features: VhostUserProtocolFeatures) -> Option<&'static str> {
+    if !features.contains(VhostUserProtocolFeatures::SHMEM) {
+        Some("the frontend has no SHMEM")
+    } else if !features.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+        Some("the frontend has no BACKEND_REQ")
+    } else {
+        None
+    }
+}
+
 /// What a backend does with what comes over the main channel. All calls come from the serving thread.
 pub trait Device: Send {
     /// The frontend has set its protocol features. Nothing needs to be done by default.

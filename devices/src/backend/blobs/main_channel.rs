@@ -21,6 +21,7 @@ use crate::backend::rings::RingDevice;
 use crate::backend::rings::VERSION_1;
 use crate::backend::serve::Device;
 use crate::backend::serve::Profile;
+use crate::backend::serve::lacks_for_mapping;
 
 pub(super) struct MainChannel<'a, 'r> {
     /// Dropped with the device, which ends the worker.
@@ -48,20 +49,8 @@ impl MainChannel<'_, '_> {
 
 impl Device for MainChannel<'_, '_> {
     fn negotiated(&mut self, features: VhostUserProtocolFeatures) {
-        let missing = [
-            (
-                VhostUserProtocolFeatures::SHMEM,
-                "the frontend has no SHMEM",
-            ),
-            (
-                VhostUserProtocolFeatures::BACKEND_REQ,
-                "the frontend has no BACKEND_REQ",
-            ),
-        ];
-        for (feature, reason) in missing {
-            if !features.contains(feature) {
-                return say(self.reporter, &Report::NoChannel { reason });
-            }
+        if let Some(reason) = lacks_for_mapping(features) {
+            say(self.reporter, &Report::NoChannel { reason });
         }
     }
 
