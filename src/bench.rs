@@ -38,7 +38,7 @@ pub struct BenchArgs {
     /// Runs 50,000 pairs a round instead of 10,000.
     #[arg(long)]
     full: bool,
-    /// Runs only the cases whose name or placement contains this text.
+    /// Runs only the cases whose title, such as "one at a time, one core", contains this text.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Also counts system calls a pair, in runs of their own (needs `perf` and root).
@@ -65,12 +65,12 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
             arguments
                 .only
                 .as_deref()
-                .is_none_or(|text| case.name.contains(text) || case.placement.name().contains(text))
+                .is_none_or(|text| case.title().contains(text))
         })
         .collect();
     ensure!(
         !cases.is_empty(),
-        "no case has {:?} in its name or placement",
+        "no case has {:?} in its title",
         arguments.only.as_deref().unwrap_or_default()
     );
     let mut report = Report {
@@ -84,7 +84,7 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         cases: Vec::new(),
     };
     for case in cases {
-        eprintln!("{}, {}", case.name, case.placement.name());
+        eprintln!("{}", case.title());
         report.cases.push(measure(case, arguments)?);
     }
     if arguments.json {

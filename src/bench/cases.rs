@@ -21,6 +21,13 @@ pub(super) struct Case {
     pub(super) target: Option<f64>,
 }
 
+impl Case {
+    /// Returns the name and the placement, as they are printed.
+    pub(super) fn title(&self) -> String {
+        format!("{}, {}", self.name, self.placement.name())
+    }
+}
+
 /// How long a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
