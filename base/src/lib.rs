@@ -69,8 +69,6 @@ pub use tracing::trace;
 pub use tracing::warn;
 pub use transfer::DescriptorFault;
 pub use tube::MAX_PACKET;
-pub use tube::Outline;
-pub use tube::Outlined;
 pub use tube::ReadNotifier;
 pub use tube::RecvTube;
 pub use tube::SendTube;

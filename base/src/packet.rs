@@ -10,8 +10,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::AsRawDescriptor;
-use crate::Outline;
-use crate::Outlined;
 use crate::RawDescriptor;
 use crate::ReadNotifier;
 use crate::Tube;
@@ -19,8 +17,9 @@ use crate::TubeResult;
 use crate::scm::DescriptorVec;
 use crate::scm::Wait;
 use crate::tube::MAX_PACKET;
+pub use crate::tube::Packet;
 use crate::tube::recv_message;
-use crate::tube::recv_outlined;
+use crate::tube::recv_packet;
 use crate::tube::send_message;
 
 /// A [`Tube`] with a buffer of its own. The other end can be a tube of either kind.
@@ -65,19 +64,17 @@ impl PacketTube {
         recv_message(self.tube.as_fd(), &mut self.buffer, Wait::Never)
     }
 
-    /// Receives a message of at most `N` descriptors. Those of one that is refused or bare are not closed but left in
-    /// `rejected`, which is empty at first: for peers that could make one wait for `close`. A message is bare where not all
-    /// of its descriptors got here, since the process may have no more or there were more than `N`.
+    /// Receives a message of at most `N` descriptors, to be decoded where it lies. They are appended to `descriptors`, and
+    /// whatever becomes of the message is the caller's to close: for peers that could make one wait for that.
     ///
     /// # Errors
     /// As [`PacketTube::try_recv`] or [`PacketTube::recv`], as `wait` says.
-    pub fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
+    pub fn recv_packet<const N: usize>(
         &mut self,
         wait: Wait,
-        rejected: &mut DescriptorVec<N>,
-    ) -> TubeResult<Outlined<T, O>> {
-        let buffer = &mut self.buffer;
-        recv_outlined::<T, O, N>(self.tube.as_fd(), buffer, rejected, wait)
+        descriptors: &mut DescriptorVec<N>,
+    ) -> TubeResult<Packet<'_>> {
+        recv_packet(self.tube.as_fd(), &mut self.buffer, descriptors, wait)
     }
 
     /// Sends `message` and waits for room; as [`Tube::send`].
@@ -119,12 +116,8 @@ impl ReadNotifier for PacketTube {
 mod tests {
     use std::io::IoSlice;
 
-    use serde::Deserialize;
-
     use super::*;
-    use crate::DescriptorFault;
     use crate::Event;
-    use crate::SafeDescriptor;
     use crate::TubeError;
     use crate::scm;
 
@@ -183,22 +176,8 @@ mod tests {
         ));
     }
 
-    #[derive(Serialize, Deserialize)]
-    struct Message<D> {
-        first: Option<D>,
-        second: Option<D>,
-    }
-
-    impl Outline for Message<u8> {
-        fn visit_descriptors(&self, visit: &mut dyn FnMut(u8)) {
-            self.first.into_iter().chain(self.second).for_each(visit);
-        }
-    }
-
-    type Received = Outlined<Message<SafeDescriptor>, Message<u8>>;
-
-    /// Sends `bytes` with `count` descriptors and returns what is received and how many descriptors are left.
-    fn outlined(bytes: &[u8], count: usize) -> (TubeResult<Received>, usize) {
+    /// Sends `bytes` with `count` descriptors to a tube that takes at most four.
+    fn with_packet(bytes: &[u8], count: usize, look: impl FnOnce(TubeResult<Packet<'_>>, usize)) {
         let (mut near, far) = pair();
         let events: Vec<Event> = (0..count).map(|_| Event::new().expect("one")).collect();
         let descriptors: Vec<_> = events.iter().map(AsFd::as_fd).collect();
@@ -209,61 +188,32 @@ mod tests {
             Wait::Never,
         )
         .expect("sends");
-        let mut rejected = DescriptorVec::<4>::new();
-        let received = near.recv_outlined::<_, Message<u8>, 4>(Wait::Never, &mut rejected);
-        (received, rejected.len())
+        let mut received = DescriptorVec::<4>::new();
+        let packet = near.recv_packet(Wait::Never, &mut received);
+        look(packet, received.len());
     }
 
     #[test]
-    fn outlined_message_gets_its_descriptors() {
-        let (received, left) = outlined(&[1, 0, 1, 1], 2);
-        let Ok(Outlined::Whole(message)) = received else {
-            panic!("no message: {:?}", received.map(|_| ()));
-        };
-        assert!(message.first.is_some() && message.second.is_some());
-        assert_eq!(left, 0);
-        let nothing = outlined(&[0, 0], 0);
-        assert!(matches!(nothing, (Ok(Outlined::Whole(_)), 0)));
+    fn packet_is_decoded_piece_by_piece() {
+        with_packet(&[7, 1, 3, 0xff], 2, |packet, came| {
+            let mut packet = packet.expect("a packet");
+            assert_eq!((packet.is_bare(), came), (false, 2));
+            assert_eq!(packet.take::<u8>(), Ok(7));
+            assert_eq!(packet.take::<Option<u8>>(), Ok(Some(3)));
+            let refused = packet.take::<u16>();
+            assert!(matches!(refused, Err(TubeError::Decode(_))), "{refused:?}");
+            assert_eq!(packet.finish(), Err(TubeError::TrailingBytes { count: 1 }));
+            assert_eq!(packet.take::<u8>(), Ok(0xff));
+            assert_eq!(packet.finish(), Ok(()));
+        });
     }
 
     #[test]
-    fn outlined_message_that_is_refused_leaves_its_descriptors() {
-        use DescriptorFault::Missing;
-        use DescriptorFault::Reused;
-        use DescriptorFault::Unused;
-        let missing = |index, count| TubeError::Descriptors(Missing { index, count });
-        let reused = |index| TubeError::Descriptors(Reused { index });
-        let unused = |count| TubeError::Descriptors(Unused { count });
-        let refused = [
-            (&[1, 0, 1, 2][..], 2, missing(2, 1)),
-            (&[1, 0, 1, 255], 2, missing(255, 1)),
-            (&[1, 1, 0], 2, missing(1, 0)),
-            (&[1, 0, 1, 1], 1, missing(1, 1)),
-            (&[1, 0, 1, 0], 2, reused(0)),
-            (&[1, 0, 0], 2, unused(1)),
-            (&[1, 0, 1, 1, 9], 2, TubeError::TrailingBytes { count: 1 }),
-        ];
-        for (bytes, count, error) in refused {
-            let (received, left) = outlined(bytes, count);
-            assert_eq!(received.map(|_| ()), Err(error), "{bytes:?}");
-            assert_eq!(left, count);
-        }
-        let (received, left) = outlined(&[1, 1, 1], 2);
-        assert!(matches!(received, Err(TubeError::Decode(_))));
-        assert_eq!(left, 2);
-    }
-
-    #[test]
-    fn outlined_message_with_too_many_descriptors_is_bare() {
-        let (received, left) = outlined(&[1, 0, 1, 1], 5);
-        let bare = matches!(
-            received,
-            Ok(Outlined::Bare(Message {
-                first: Some(0),
-                second: Some(1)
-            }))
-        );
-        assert!(bare && left <= 4);
+    fn packet_with_too_many_descriptors_is_bare() {
+        with_packet(&[7], 5, |packet, came| {
+            assert!(packet.expect("a packet").is_bare());
+            assert!(came <= 4);
+        });
     }
 
     #[test]

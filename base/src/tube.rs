@@ -34,10 +34,9 @@ use serde::Serialize;
 use serde::de;
 use serde::de::DeserializeOwned;
 
-pub use codec::Outline;
-pub use codec::Outlined;
+pub use codec::Packet;
 pub(crate) use codec::recv_message;
-pub(crate) use codec::recv_outlined;
+pub(crate) use codec::recv_packet;
 pub(crate) use codec::send_message;
 pub use directional::RecvTube;
 pub use directional::SendTube;

@@ -1,10 +1,9 @@
 //! What travels in the memory tube: batches of requests one way, batches of answers the other.
 //!
-//! Messages only; what they lead to stands in `service`. `D` is a descriptor, or its index in the packet where a packet is
-//! looked at before its descriptors get owners.
+//! Messages only; what they lead to stands in `service`. `D` is a descriptor, or its place among those of the packet where a
+//! packet is decoded as it lies.
 
 use arrayvec::ArrayVec;
-use base::Outline;
 use base::Protection;
 use base::SafeDescriptor;
 use serde::Deserialize;
@@ -37,7 +36,7 @@ pub struct VmMemoryDestination {
 }
 
 /// Where memory comes from.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmMemorySource<D = SafeDescriptor> {
     /// A file, a memfd or a dma-buf.
     Descriptor {
@@ -67,7 +66,7 @@ pub enum VmMemorySource<D = SafeDescriptor> {
 }
 
 /// One request of a device.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmMemoryRequest<D = SafeDescriptor> {
     /// Makes a region ready before its first mapping.
     PrepareRegion {
@@ -123,41 +122,66 @@ impl<D> Default for RequestBatch<D> {
     }
 }
 
-impl VmMemoryRequest<u8> {
-    /// The request itself, if it has no descriptor.
-    pub(crate) fn without_descriptor(self) -> Option<VmMemoryRequest> {
+impl<D> VmMemoryRequest<D> {
+    /// Its descriptor, if it has one.
+    pub(crate) fn descriptor(&self) -> Option<&D> {
+        match self {
+            Self::RegisterMemory {
+                source:
+                    VmMemorySource::Descriptor { descriptor, .. }
+                    | VmMemorySource::Vulkan { descriptor, .. },
+                ..
+            } => Some(descriptor),
+            _ => None,
+        }
+    }
+
+    /// The same request with what `find` makes of its descriptor; nothing where it has one that is not found.
+    pub(crate) fn try_map<E>(
+        self,
+        find: impl FnOnce(D) -> Option<E>,
+    ) -> Option<VmMemoryRequest<E>> {
         Some(match self {
             Self::PrepareRegion { shmid } => VmMemoryRequest::PrepareRegion { shmid },
             Self::RegisterMemory {
-                source: VmMemorySource::ExternalMapping { ptr },
+                source,
                 dest,
                 len,
                 prot,
             } => VmMemoryRequest::RegisterMemory {
-                source: VmMemorySource::ExternalMapping { ptr },
+                source: source.try_map(find)?,
                 dest,
                 len,
                 prot,
             },
-            Self::RegisterMemory { .. } => return None,
             Self::UnregisterMemory { dest, len } => VmMemoryRequest::UnregisterMemory { dest, len },
             Self::UnregisterAll => VmMemoryRequest::UnregisterAll,
         })
     }
 }
 
-impl Outline for RequestBatch<u8> {
-    fn visit_descriptors(&self, visit: &mut dyn FnMut(u8)) {
-        for request in &self.requests {
-            let VmMemoryRequest::RegisterMemory { source, .. } = request else {
-                continue;
-            };
-            match source {
-                VmMemorySource::Descriptor { descriptor, .. }
-                | VmMemorySource::Vulkan { descriptor, .. } => visit(*descriptor),
-                VmMemorySource::ExternalMapping { .. } => {}
-            }
-        }
+impl<D> VmMemorySource<D> {
+    fn try_map<E>(self, find: impl FnOnce(D) -> Option<E>) -> Option<VmMemorySource<E>> {
+        Some(match self {
+            Self::Descriptor { descriptor, offset } => VmMemorySource::Descriptor {
+                descriptor: find(descriptor)?,
+                offset,
+            },
+            Self::Vulkan {
+                descriptor,
+                handle_type,
+                memory_idx,
+                device_uuid,
+                driver_uuid,
+            } => VmMemorySource::Vulkan {
+                descriptor: find(descriptor)?,
+                handle_type,
+                memory_idx,
+                device_uuid,
+                driver_uuid,
+            },
+            Self::ExternalMapping { ptr } => VmMemorySource::ExternalMapping { ptr },
+        })
     }
 }
 

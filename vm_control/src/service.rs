@@ -3,6 +3,7 @@
 //! Commands of the VMM reach the thread through a queue and an event; requests of devices through their tubes. The thread never
 //! waits for a device: what a device does not read in time costs that device its place.
 
+mod batch;
 mod closing;
 mod device;
 mod serve;

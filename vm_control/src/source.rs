@@ -35,7 +35,7 @@ pub(crate) struct Range {
 }
 
 /// Returns where the range begins in its source, unless the device may not have such a source at all.
-pub(crate) fn start(source: &VmMemorySource, allow_external: bool) -> Result<u64, Reason> {
+pub(crate) fn start<D>(source: &VmMemorySource<D>, allow_external: bool) -> Result<u64, Reason> {
     match source {
         VmMemorySource::Descriptor { offset, .. } => Ok(*offset),
         VmMemorySource::Vulkan { .. } => Ok(0),
@@ -45,7 +45,9 @@ pub(crate) fn start(source: &VmMemorySource, allow_external: bool) -> Result<u64
 }
 
 /// Finds out what the source's descriptor refers to, if it has one: usually the only system call besides the mapping itself.
-pub(crate) fn look(source: &VmMemorySource) -> Result<Option<DescriptorInfo>, Reason> {
+pub(crate) fn look(
+    source: &VmMemorySource<&SafeDescriptor>,
+) -> Result<Option<DescriptorInfo>, Reason> {
     match source {
         VmMemorySource::Descriptor { descriptor, .. }
         | VmMemorySource::Vulkan { descriptor, .. } => inspect(descriptor.as_fd())
@@ -58,7 +60,7 @@ pub(crate) fn look(source: &VmMemorySource) -> Result<Option<DescriptorInfo>, Re
 /// Checks the descriptor that is to be mapped, if the source has one, and says what the [`Vm`](crate::Vm) is to map. `info` is
 /// what [`look`] found.
 pub(crate) fn open<'a>(
-    source: &'a VmMemorySource,
+    source: &'a VmMemorySource<&'a SafeDescriptor>,
     info: Option<&'a DescriptorInfo>,
     range: &Range,
     require_seals: bool,

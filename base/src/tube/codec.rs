@@ -5,6 +5,7 @@ use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
+use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,74 +62,52 @@ fn send_packet(
     Ok(())
 }
 
-/// A message's type with an index (`u8`) wherever it has a descriptor: what can be decoded without owning descriptors.
+/// A packet that was received and is decoded piece by piece, where it lies.
 ///
-/// It must take exactly the bytes that the message takes.
-pub trait Outline: DeserializeOwned {
-    /// Calls `visit` with each index, in the order in which they are encoded.
-    fn visit_descriptors(&self, visit: &mut dyn FnMut(u8));
+/// For what decodes to a lot and is used at once. A descriptor in it is a `u8`, its place among those that came along.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    rest: &'a [u8],
+    is_bare: bool,
 }
 
-/// What a packet was, as far as it got here.
-#[derive(Debug)]
-pub enum Outlined<T, O> {
-    /// The message.
-    Whole(T),
-    /// A message without its descriptors, of which some did not find room in this process's table or in the message's limit.
-    Bare(O),
-}
+impl<'a> Packet<'a> {
+    /// Decodes the next value.
+    ///
+    /// # Errors
+    /// [`TubeError::Decode`] where the bytes that are left are none; the packet is as it was.
+    pub fn take<T: Deserialize<'a>>(&mut self) -> TubeResult<T> {
+        let (value, rest) = postcard::take_from_bytes(self.rest).map_err(TubeError::Decode)?;
+        self.rest = rest;
+        Ok(value)
+    }
 
-/// Receives one packet of at most `N` descriptors into `buffer` and decodes it. The descriptors of one that is refused or
-/// bare are left in `rejected`, which is empty at first.
-pub(crate) fn recv_outlined<T: DeserializeOwned, O: Outline, const N: usize>(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    rejected: &mut DescriptorVec<N>,
-    wait: Wait,
-) -> TubeResult<Outlined<T, O>> {
-    let (packet, is_bare) = recv_bytes(socket, buffer, rejected, wait)?;
-    let (outline, used) = outline::<O>(packet)?;
-    if is_bare {
-        return Ok(Outlined::Bare(outline));
-    }
-    let count = rejected.len();
-    if used < count {
-        let count = count - used;
-        return Err(TubeError::Descriptors(DescriptorFault::Unused { count }));
-    }
-    if used > count {
-        let fault = DescriptorFault::Missing {
-            index: count,
-            count,
-        };
-        return Err(TubeError::Descriptors(fault));
-    }
-    decode(packet, rejected).map(Outlined::Whole)
-}
-
-/// Decodes an outline, checks that it is all of the packet and that it numbers its descriptors from 0 without a gap or a
-/// repetition, so that to decode the message can't fail, and returns how many they are.
-fn outline<O: Outline>(packet: &[u8]) -> TubeResult<(O, usize)> {
-    let (outline, rest) = postcard::take_from_bytes::<O>(packet).map_err(TubeError::Decode)?;
-    if !rest.is_empty() {
-        return Err(TubeError::TrailingBytes { count: rest.len() });
-    }
-    let mut count = 0;
-    let mut fault = None;
-    outline.visit_descriptors(&mut |index| {
-        // That is how a sender numbers them, in the order of the message.
-        let index = usize::from(index);
-        if index < count {
-            fault = fault.or(Some(DescriptorFault::Reused { index }));
-        } else if index > count {
-            fault = fault.or(Some(DescriptorFault::Missing { index, count }));
+    /// Ends the decoding.
+    ///
+    /// # Errors
+    /// [`TubeError::TrailingBytes`] where some are left.
+    pub fn finish(self) -> TubeResult<()> {
+        match self.rest.len() {
+            0 => Ok(()),
+            count => Err(TubeError::TrailingBytes { count }),
         }
-        count += 1;
-    });
-    match fault {
-        Some(fault) => Err(TubeError::Descriptors(fault)),
-        None => Ok((outline, count)),
     }
+
+    /// Whether some of its descriptors found no room, in this process's table or in the list that was given for them.
+    pub fn is_bare(&self) -> bool {
+        self.is_bare
+    }
+}
+
+/// Receives one packet of at most `N` descriptors into `buffer`.
+pub(crate) fn recv_packet<'a, const N: usize>(
+    socket: BorrowedFd<'_>,
+    buffer: &'a mut [u8],
+    descriptors: &mut DescriptorVec<N>,
+    wait: Wait,
+) -> TubeResult<Packet<'a>> {
+    let (rest, is_bare) = recv_bytes(socket, buffer, descriptors, wait)?;
+    Ok(Packet { rest, is_bare })
 }
 
 /// Receives one packet into `buffer` and decodes it.
@@ -152,7 +131,7 @@ fn recv_bytes<'a, const N: usize>(
     descriptors: &mut DescriptorVec<N>,
     wait: Wait,
 ) -> TubeResult<(&'a [u8], bool)> {
-    let received = recv_packet(socket, buffer, descriptors, wait)
+    let received = recv_once(socket, buffer, descriptors, wait)
         .map_err(|error| failure(error, wait, TubeError::Recv))?;
     if received.truncated {
         return Err(TubeError::TooLong);
@@ -163,7 +142,7 @@ fn recv_bytes<'a, const N: usize>(
     }
 }
 
-fn recv_packet<const N: usize>(
+fn recv_once<const N: usize>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     descriptors: &mut DescriptorVec<N>,

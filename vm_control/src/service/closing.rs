@@ -10,32 +10,27 @@ use std::os::fd::BorrowedFd;
 use base::Closer;
 use base::CloserStuck;
 use base::DescriptorKind;
-use base::Outlined;
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
-use base::TubeResult;
 use base::inspect;
 use base::packet::PacketTube;
 use base::scm::DescriptorVec;
 use base::scm::Wait;
 
 use crate::MAX_BATCH;
-use crate::RequestBatch;
-use crate::VmMemoryRequest;
-use crate::VmMemorySource;
 
 /// How many packets are taken out of a tube that is closed; more are closed with it, elsewhere.
 const PACKETS_TO_EMPTY: u32 = 16;
 
-/// The requests of a batch that were refused, by their places.
+/// Those of a packet's descriptors that may be of any kind, by their places: what was mapped was looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Refused(u32);
+pub(super) struct Suspects(u32);
 
-impl Refused {
-    const ALL: Self = Self(u32::MAX);
+impl Suspects {
+    pub(super) const ALL: Self = Self(u32::MAX);
 
-    pub(super) fn insert(&mut self, place: usize) {
+    pub(super) fn insert(&mut self, place: u8) {
         self.0 |= 1 << place;
     }
 
@@ -44,51 +39,30 @@ impl Refused {
     }
 }
 
-// One bit for each request of a batch.
+// One bit for each request of a batch, which has one descriptor at most.
 const _: () = assert!(MAX_BATCH == 32);
 
-/// Closes the descriptors of a batch.
+/// A packet's descriptors.
+pub(super) type Descriptors = DescriptorVec<MAX_BATCH>;
+
+/// Closes the descriptors of a packet.
 ///
 /// # Errors
 /// Some that can stall could not be handed over: the device must send no more.
-pub(super) fn close_batch(
-    batch: RequestBatch,
-    refused: Refused,
+pub(super) fn close_all(
+    descriptors: Descriptors,
+    suspects: Suspects,
     closer: &mut Closer,
 ) -> Result<(), CloserStuck> {
     let mut outcome = Ok(());
-    for (place, request) in batch.requests.into_iter().enumerate() {
-        let VmMemoryRequest::RegisterMemory { source, .. } = request else {
-            continue;
-        };
-        let (descriptor, is_known) = match source {
-            VmMemorySource::Descriptor { descriptor, .. } => (descriptor, !refused.contains(place)),
-            VmMemorySource::Vulkan { descriptor, .. } => (descriptor, false),
-            VmMemorySource::ExternalMapping { .. } => continue,
-        };
-        if is_known {
-            drop(descriptor);
-        } else {
+    for (place, descriptor) in descriptors.into_iter().enumerate() {
+        if suspects.contains(place) {
             outcome = outcome.and(close(descriptor, closer));
+        } else {
+            drop(descriptor);
         }
     }
     outcome
-}
-
-/// Receives a device's next batch, if there is one, as far as it got here. Descriptors that are not a whole batch's are closed
-/// without waiting, too.
-pub(super) fn receive(
-    tube: &mut PacketTube,
-    wait: Wait,
-    closer: &mut Closer,
-) -> TubeResult<Outlined<RequestBatch, RequestBatch<u8>>> {
-    let mut rejected = DescriptorVec::<MAX_BATCH>::new();
-    let received = tube.recv_outlined(wait, &mut rejected);
-    for descriptor in rejected {
-        // What can't be handed over stays open. The next refused one meets the same closer, and ends the device.
-        let _ = close(descriptor, closer);
-    }
-    received
 }
 
 fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), CloserStuck> {
@@ -103,12 +77,16 @@ fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), CloserSt
 /// Closes a device's tube and all that was sent through it and not received.
 pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
     for _ in 0..PACKETS_TO_EMPTY {
-        match receive(&mut tube, Wait::Never, closer) {
+        let mut descriptors = Descriptors::new();
+        let received = tube.recv_packet(Wait::Never, &mut descriptors).map(drop);
+        // What can't be handed over stays open, which is reported below or has been.
+        let _ = close_all(descriptors, Suspects::ALL, closer);
+        if matches!(
+            received,
             // Nothing is in it: the usual end.
-            Err(TubeError::Disconnected | TubeError::WouldBlock) => return,
-            // What can't be handed over stays open, which is reported below or has been.
-            Ok(Outlined::Whole(batch)) => drop(close_batch(batch, Refused::ALL, closer)),
-            Ok(Outlined::Bare(_)) | Err(_) => {}
+            Err(TubeError::Disconnected | TubeError::WouldBlock)
+        ) {
+            return;
         }
     }
     hand_over(tube.into_tube(), closer);

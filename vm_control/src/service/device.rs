@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base::Protection;
 use base::RateLimit;
+use base::SafeDescriptor;
 use base::error;
 use base::warn;
 
@@ -17,7 +18,8 @@ use super::DeviceConfig;
 use super::DeviceId;
 use super::RegionConfig;
 use super::ServiceError;
-use super::closing::Refused;
+use super::batch::Batch;
+use super::closing::Suspects;
 use crate::Arena;
 use crate::Generation;
 use crate::MapOperation;
@@ -27,7 +29,6 @@ use crate::Occupied;
 use crate::Reason;
 use crate::RegionKey;
 use crate::RegionTable;
-use crate::RequestBatch;
 use crate::ResponseBatch;
 use crate::UnmapRule;
 use crate::Vm;
@@ -125,54 +126,36 @@ impl Device {
     }
 
     /// Executes a batch in order and puts the answers into `answers`, which is empty, in the same order. Returns which of
-    /// them are refusals.
+    /// `descriptors` may be of a kind that does not close at once. What needs a descriptor that is not among them is refused
+    /// with EMFILE.
     pub(super) fn execute(
         &mut self,
-        batch: &RequestBatch,
+        batch: Batch<'_>,
+        descriptors: &[SafeDescriptor],
         answers: &mut ResponseBatch,
         shared: &mut Shared,
-    ) -> Refused {
+    ) -> Suspects {
         self.counters.batches += 1;
-        let mut refused = Refused::default();
-        for (place, request) in batch.requests.iter().enumerate() {
-            let outcome = self
-                .check_generation(batch.generation)
-                .and_then(|()| self.request(request, shared));
+        let mut suspects = Suspects::default();
+        let generation = batch.generation();
+        for request in batch {
+            let outcome = self.check_generation(generation).and_then(|()| {
+                let place = |index| descriptors.get(usize::from(index));
+                let request = request.try_map(place).ok_or(Reason::NoDescriptor)?;
+                self.request(&request, shared)
+            });
+            if let Some(&index) = request.descriptor()
+                && (outcome.is_err() || is_import(&request))
+            {
+                suspects.insert(index);
+            }
             // There is room: a batch has no more requests than answers.
             answers.responses.push(match outcome {
                 Ok(()) => VmMemoryResponse::Ok,
-                Err(reason) => {
-                    refused.insert(place);
-                    self.note_refusal(Refusal::new(request, reason))
-                }
+                Err(reason) => self.note_refusal(Refusal::new(&request, reason)),
             });
         }
-        refused
-    }
-
-    /// Executes a batch whose descriptors did not get here: what needs one is refused with EMFILE.
-    pub(super) fn execute_bare(
-        &mut self,
-        batch: RequestBatch<u8>,
-        answers: &mut ResponseBatch,
-        shared: &mut Shared,
-    ) {
-        self.counters.batches += 1;
-        for request in batch.requests {
-            let refusal = Refusal::new(&request, Reason::NoDescriptor);
-            let outcome = self.check_generation(batch.generation).and_then(|()| {
-                let request = request.without_descriptor().ok_or(Reason::NoDescriptor)?;
-                self.request(&request, shared)
-            });
-            answers.responses.push(match outcome {
-                Ok(()) => VmMemoryResponse::Ok,
-                Err(reason) => self.note_refusal(Refusal {
-                    reason,
-                    errno: reason.errno(),
-                    ..refusal
-                }),
-            });
-        }
+        suspects
     }
 
     /// Refuses requests of another activation of the device.
@@ -188,7 +171,11 @@ impl Device {
         }
     }
 
-    fn request(&mut self, request: &VmMemoryRequest, shared: &mut Shared) -> Result<(), Reason> {
+    fn request(
+        &mut self,
+        request: &VmMemoryRequest<&SafeDescriptor>,
+        shared: &mut Shared,
+    ) -> Result<(), Reason> {
         match request {
             VmMemoryRequest::RegisterMemory {
                 source,
@@ -213,7 +200,7 @@ impl Device {
 
     fn map(
         &mut self,
-        source: &VmMemorySource,
+        source: &VmMemorySource<&SafeDescriptor>,
         dest: VmMemoryDestination,
         len: u64,
         protection: Protection,
@@ -446,6 +433,17 @@ fn check_form(offsets: &[u64], len: u64, page_size: u64) -> Result<(), Reason> {
         return Err(Reason::ZeroLength);
     }
     Ok(())
+}
+
+/// Whether the VMM may have taken the descriptor for something else than a file to map.
+fn is_import<D>(request: &VmMemoryRequest<D>) -> bool {
+    matches!(
+        request,
+        VmMemoryRequest::RegisterMemory {
+            source: VmMemorySource::Vulkan { .. },
+            ..
+        }
+    )
 }
 
 /// What the backend's author, or whoever runs it, can do about it; only where that is not plain.

@@ -10,7 +10,6 @@ use base::Closer;
 use base::CloserStuck;
 use base::Event;
 use base::EventToken;
-use base::Outlined;
 use base::Tube;
 use base::TubeError;
 use base::WaitContext;
@@ -29,9 +28,11 @@ use super::RemovedDevice;
 use super::ServiceConfig;
 use super::ServiceError;
 use super::ServiceEvent;
-use super::closing::close_batch;
+use super::batch::Batch;
+use super::closing::Descriptors;
+use super::closing::Suspects;
+use super::closing::close_all;
 use super::closing::close_tube;
-use super::closing::receive;
 use super::device::Device;
 use super::device::Shared;
 use crate::Generation;
@@ -227,25 +228,32 @@ impl Server {
             tube,
             closer,
         } = connected;
-        let received = match receive(tube, wait, closer) {
-            Ok(received) => received,
-            Err(TubeError::TimedOut | TubeError::WouldBlock) => return Ok(false),
-            Err(TubeError::Disconnected) => return Err(GoneReason::Closed),
-            Err(error) => return Err(GoneReason::Protocol(error)),
+        let mut descriptors = Descriptors::new();
+        let received = tube
+            .recv_packet(wait, &mut descriptors)
+            .and_then(|packet| Batch::parse(packet, descriptors.len()));
+        let batch = match received {
+            Ok(batch) => batch,
+            Err(error) => {
+                // What can't be handed over stays open. The next suspect meets the same closer, and ends the device.
+                let _ = close_all(descriptors, Suspects::ALL, closer);
+                return match error {
+                    TubeError::TimedOut | TubeError::WouldBlock => Ok(false),
+                    TubeError::Disconnected => Err(GoneReason::Closed),
+                    error => Err(GoneReason::Protocol(error)),
+                };
+            }
         };
         let mut answers = ResponseBatch::default();
-        let (sent, closed) = match received {
-            Outlined::Whole(batch) => {
-                let refused = device.execute(&batch, &mut answers, shared);
-                let sent = send_answers(tube, &answers);
-                // Answered before the descriptors are closed: that takes time which nobody has to wait for.
-                (sent, close_batch(batch, refused, closer))
-            }
-            Outlined::Bare(batch) => {
-                device.execute_bare(batch, &mut answers, shared);
-                (send_answers(tube, &answers), Ok(()))
-            }
+        let suspects = if batch.is_bare() {
+            device.execute(batch, &[], &mut answers, shared);
+            Suspects::ALL
+        } else {
+            device.execute(batch, &descriptors, &mut answers, shared)
         };
+        let sent = send_answers(tube, &answers);
+        // Answered before the descriptors are closed: that takes time which nobody has to wait for.
+        let closed = close_all(descriptors, suspects, closer);
         sent?;
         closed.map_err(|CloserStuck| GoneReason::Stalls)?;
         Ok(true)
