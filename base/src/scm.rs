@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rustix::cmsg_space;
@@ -24,6 +25,8 @@ use rustix::net::SocketType;
 use rustix::net::recvmsg;
 use rustix::net::sendmsg;
 use rustix::net::socketpair;
+use rustix::net::sockopt::Timeout;
+use rustix::net::sockopt::set_socket_timeout;
 
 use crate::Error;
 use crate::Result;
@@ -126,6 +129,14 @@ pub fn send(
     Ok(retry_on_intr(|| {
         sendmsg(socket, bufs, &mut control, flags)
     })?)
+}
+
+/// Limits how long [`recv`] waits on this socket, through whatever handle; `None` is for ever, and how a socket starts.
+///
+/// # Errors
+/// `EINVAL` for a timeout of zero.
+pub fn set_recv_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<()> {
+    Ok(set_socket_timeout(socket, Timeout::Recv, timeout)?)
 }
 
 /// Makes a connected pair of Unix stream sockets, close-on-exec.

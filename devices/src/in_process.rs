@@ -12,7 +12,6 @@ use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
 use base::packet::PacketTube;
-use base::scm;
 use remain::sorted;
 use thiserror::Error;
 use vm_control::DeviceId;
@@ -34,6 +33,7 @@ use crate::worker::Worker;
 use crate::worker::WorkerConfig;
 use crate::worker::WorkerExit;
 use crate::worker::WorkerHandle;
+use crate::worker::channel_pair;
 
 /// What can fail with a device of this process.
 #[sorted]
@@ -72,7 +72,7 @@ impl InProcessDevice {
     /// [`Error::Start`] if descriptors or threads have run out; [`Error::Tube`].
     pub fn start(memory: Tube, interrupt: Event) -> Result<(Self, SafeDescriptor), Error> {
         let (events, workers_events) = Tube::pair().map_err(Error::Tube)?;
-        let (ours, theirs) = scm::stream_pair().map_err(Error::Start)?;
+        let (ours, theirs) = channel_pair().map_err(Error::Start)?;
         let channel = RequestChannel::new(
             ours,
             ChannelConfig {
@@ -85,6 +85,7 @@ impl InProcessDevice {
                 },
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::InProcess,
+                has_timeout: true,
             },
         )?;
         let worker = Worker::new(WorkerConfig {

@@ -5,6 +5,10 @@
 //! that is stopped, a main thread that waits for the backend: none keeps it from the kill event, and what waits is
 //! bounded: a number of requests, one unsent batch, one socket buffer of replies.
 //!
+//! A backend that waits for each answer leaves one thing that can come next: its request, or the service's answer to it. The
+//! worker then receives that directly, for 2 ms at the most and 64 times in a row at the most, and asks the wait context
+//! in between.
+//!
 //! One thing it can't help: closing a descriptor of a file system that the backend itself serves (FUSE) waits for the
 //! backend. That stalls this device and no other; the VMM's deadlines and its removal of the device do not depend on it.
 //!
@@ -23,6 +27,7 @@ mod requests;
 mod service;
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -34,9 +39,11 @@ use base::SafeDescriptor;
 use base::Tube;
 use base::WaitContext;
 use base::packet::PacketTube;
+use base::scm;
 use vm_control::Generation;
 use vm_control::MAX_BATCH;
 use vm_control::api::BatchClient;
+use vmm_vhost::ChannelError;
 use vmm_vhost::Peer;
 use vmm_vhost::Received;
 use vmm_vhost::RequestChannel;
@@ -55,7 +62,7 @@ use crate::control::WorkerStats;
 /// The most requests that wait for the service's answers; beyond it the channel is not read.
 pub const MAX_IN_FLIGHT: usize = 256;
 
-/// How long the worker waits for the answer to a request that is alone, before it looks at everything else again.
+/// How long the worker waits for what comes next while one request is under way at most, before it looks at everything else again.
 const ANSWER_WAIT: Duration = Duration::from_millis(2);
 
 /// After so many requests that came alone the next ones are expected to.
@@ -63,6 +70,9 @@ const ALONE: u32 = 4;
 
 /// Every so many requests that came alone it is tried whether more have been sent meanwhile.
 const ALONE_PROBE: u32 = 16;
+
+/// Requests that come alone and are waited for in a row before everything else is looked at again.
+const ALONE_IN_A_ROW: u32 = 64;
 
 /// Reads of the channel between two looks at the other sources.
 const READS_PER_WAKE: usize = MAX_BATCH;
@@ -96,6 +106,16 @@ pub enum WorkerExit {
     ServiceGone,
     /// A system call failed that can't fail.
     Failed(base::Error),
+}
+
+/// Makes a request channel's ends, the worker's and the backend's. A receive on the worker's waits for [`ANSWER_WAIT`] at most.
+///
+/// # Errors
+/// Descriptors have run out.
+pub(crate) fn channel_pair() -> Result<(SafeDescriptor, SafeDescriptor), base::Error> {
+    let (ours, theirs) = scm::stream_pair()?;
+    scm::set_recv_timeout(ours.as_fd(), Some(ANSWER_WAIT))?;
+    Ok((ours, theirs))
 }
 
 /// What a worker works with.
@@ -287,15 +307,31 @@ impl Worker {
             // The answers may have made room for requests that were read before.
             self.decode();
         }
-        if let Some(exit) = self.ask_service() {
+        if let Some(exit) = self.pass_on() {
             return Ok(Some(exit));
         }
-        if let Some(exit) = self.await_answer() {
-            return Ok(Some(exit));
+        for _ in 0..ALONE_IN_A_ROW {
+            if !self.await_request() {
+                break;
+            }
+            if let Some(exit) = self.pass_on() {
+                return Ok(Some(exit));
+            }
         }
-        self.flush_replies();
         self.update_interest()?;
         Ok(None)
+    }
+
+    /// Asks the service what is to be asked and sends the replies that are ready.
+    fn pass_on(&mut self) -> Option<WorkerExit> {
+        if let Some(exit) = self.ask_service() {
+            return Some(exit);
+        }
+        if let Some(exit) = self.await_answer() {
+            return Some(exit);
+        }
+        self.flush_replies();
+        None
     }
 
     fn carry_out(&mut self, command: Command) -> Result<(), base::Error> {
@@ -361,20 +397,45 @@ impl Worker {
 
     /// Reads the channel as far as is due in one wake and handles what is complete.
     fn read_channel(&mut self) {
-        // Whoever sends before the last answer is there sends ahead: look for more before asking the service. Whoever
-        // always waited so far may have begun to send ahead, which only a further look shows.
+        // Whoever sends before the last answer is there sends ahead: look for more before asking the service.
         let sends_ahead = !self.waiting.is_empty();
-        let probe = self.alone > 0 && self.alone.is_multiple_of(ALONE_PROBE);
-        let most = if sends_ahead || probe {
-            READS_PER_WAKE
-        } else {
-            1
+        let more = if sends_ahead { READS_PER_WAKE } else { 1 };
+        let read = self.read_up_to(more);
+        self.note_reads(read, sends_ahead);
+    }
+
+    /// Waits a little for the next request of a backend that waits for each answer, and returns whether there was one.
+    ///
+    /// As with [`Worker::await_answer`], the wait context would say the same with one more system call. Everything else is
+    /// looked at after [`ANSWER_WAIT`] without a request, or after [`ALONE_IN_A_ROW`] of them.
+    fn await_request(&mut self) -> bool {
+        if self.alone < ALONE || self.intake != Intake::Serve || !self.waiting.is_empty() {
+            return false;
+        }
+        let Some(channel) = &mut self.channel else {
+            return false;
         };
-        let read = self.read_up_to(most);
+        if !channel.wants_read() || channel.wants_write() {
+            return false;
+        }
+        let received = channel.receive_within_timeout();
+        let read = self.take_received(received);
+        if read {
+            self.note_reads(1, false);
+        }
+        read
+    }
+
+    /// Notes how often there was something to read: once is what a backend that waits for each answer leaves.
+    fn note_reads(&mut self, read: usize, sends_ahead: bool) {
         if read > usize::from(!sends_ahead) {
             self.alone = 0;
         } else if read == 1 {
             self.alone = self.alone.saturating_add(1);
+            // Whoever always waited so far may have begun to send ahead, which only a further look shows.
+            if self.alone.is_multiple_of(ALONE_PROBE) && self.read_up_to(READS_PER_WAKE) > 0 {
+                self.alone = 0;
+            }
         }
     }
 
@@ -385,21 +446,25 @@ impl Worker {
                 return read;
             };
             let received = channel.receive();
-            match received {
-                Ok(Received::Bytes(_)) => self.decode(),
-                Ok(Received::WouldBlock | Received::Full) => {
-                    self.decode();
-                    return read;
-                }
-                Err(error) => {
-                    // What was complete before the end still counts.
-                    self.decode();
-                    self.close_channel(&error);
-                    return read;
-                }
+            if !self.take_received(received) {
+                return read;
             }
         }
         most
+    }
+
+    /// Handles what one receive brought, and returns whether that was anything.
+    fn take_received(&mut self, received: Result<Received, ChannelError>) -> bool {
+        // What was complete before the end still counts.
+        self.decode();
+        match received {
+            Ok(Received::Bytes(_)) => true,
+            Ok(Received::WouldBlock | Received::Full) => false,
+            Err(error) => {
+                self.close_channel(&error);
+                false
+            }
+        }
     }
 
     /// Cancels everything that the channel's socket holds now.

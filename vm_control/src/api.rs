@@ -9,6 +9,8 @@ use base::Tube;
 use base::TubeError;
 use base::TubeResult;
 use base::packet::PacketTube;
+use base::scm::DescriptorVec;
+use base::scm::Wait;
 use remain::sorted;
 
 use crate::Generation;
@@ -205,11 +207,7 @@ impl BatchClient {
     /// # Errors
     /// [`TubeError::Disconnected`] where the service is gone or has dropped the device.
     pub fn try_recv(&mut self) -> TubeResult<Option<ResponseBatch>> {
-        match self.tube.try_recv() {
-            Ok(batch) => Ok(Some(batch)),
-            Err(TubeError::WouldBlock) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.recv(Wait::Never)
     }
 
     /// Waits for the answers to one batch, as long as the tube's receive timeout says; nothing where they did not come in time.
@@ -220,11 +218,19 @@ impl BatchClient {
     /// # Errors
     /// [`TubeError::Disconnected`] where the service is gone or has dropped the device.
     pub fn recv_within_timeout(&mut self) -> TubeResult<Option<ResponseBatch>> {
-        match self.tube.recv() {
-            Ok(batch) => Ok(Some(batch)),
-            Err(TubeError::TimedOut | TubeError::WouldBlock) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.recv(Wait::Block)
+    }
+
+    fn recv(&mut self, wait: Wait) -> TubeResult<Option<ResponseBatch>> {
+        // Answers have no descriptors.
+        let mut packet = match self.tube.recv_packet(wait, &mut DescriptorVec::<0>::new()) {
+            Ok(packet) => packet,
+            Err(TubeError::TimedOut | TubeError::WouldBlock) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let batch = packet.take()?;
+        packet.finish()?;
+        Ok(Some(batch))
     }
 }
 

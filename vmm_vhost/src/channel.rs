@@ -101,6 +101,8 @@ pub struct ChannelConfig {
     pub max_in_flight: usize,
     /// Where the backend lives.
     pub peer: Peer,
+    /// The socket blocks, and has a receive timeout (`SO_RCVTIMEO`): [`RequestChannel::receive_within_timeout`] may wait.
+    pub has_timeout: bool,
 }
 
 impl Default for ChannelConfig {
@@ -109,6 +111,7 @@ impl Default for ChannelConfig {
             negotiated: Negotiated::default(),
             max_in_flight: 128,
             peer: Peer::Remote,
+            has_timeout: false,
         }
     }
 }
@@ -147,6 +150,7 @@ pub struct RequestChannel {
     connection: Connection,
     negotiated: Negotiated,
     peer: Peer,
+    has_timeout: bool,
     replies: ReplyQueue,
     /// Tells this channel's tickets from those of others.
     id: u32,
@@ -163,7 +167,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 impl RequestChannel {
-    /// Takes over a connected stream socket. It may block or not: no call here waits.
+    /// Takes over a connected stream socket. It may block or not: no call here waits, but for
+    /// [`receive_within_timeout`](Self::receive_within_timeout).
     ///
     /// # Errors
     /// [`ChannelError::InFlight`] if the configured number is out of range.
@@ -179,6 +184,7 @@ impl RequestChannel {
             connection: Connection::new(socket, Direction::Requests),
             negotiated: config.negotiated,
             peer: config.peer,
+            has_timeout: config.has_timeout,
             replies: ReplyQueue::new(max),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             broken: false,
@@ -201,10 +207,29 @@ impl RequestChannel {
     /// # Errors
     /// The channel can't go on: the peer is gone, broke the framing, or the socket failed.
     pub fn receive(&mut self) -> Result<Received, ChannelError> {
+        self.receive_waiting(Wait::Never)
+    }
+
+    /// Receives as [`receive`](Self::receive) does, but waits for the first byte as long as the socket's timeout says.
+    ///
+    /// For when nothing else is expected: a wait context would only add a system call to it. It does not wait on a channel
+    /// that was made without [`ChannelConfig::has_timeout`].
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_within_timeout(&mut self) -> Result<Received, ChannelError> {
+        self.receive_waiting(if self.has_timeout {
+            Wait::Block
+        } else {
+            Wait::Never
+        })
+    }
+
+    fn receive_waiting(&mut self, wait: Wait) -> Result<Received, ChannelError> {
         if self.replies.is_full() {
             return Ok(Received::Full);
         }
-        let received = self.connection.receive(Wait::Never);
+        let received = self.connection.receive(wait);
         if let Ok(Received::Bytes(bytes)) = received {
             self.stats.reads += 1;
             self.stats.bytes += bytes as u64;

@@ -133,6 +133,7 @@ pub(crate) fn channel_with(negotiated: Negotiated, peer: Peer) -> (RawPeer, Requ
         negotiated,
         max_in_flight: 128,
         peer,
+        has_timeout: false,
     })
 }
 

@@ -74,6 +74,7 @@ mod tests {
             },
             max_in_flight: 4,
             peer: Peer::Remote,
+            has_timeout: false,
         };
         let socket = OwnedFd::from(socket).into();
         let mut server =

@@ -18,7 +18,6 @@ use base::Tube;
 use base::TubeError;
 use base::WaitContext;
 use base::error;
-use base::scm;
 use remain::sorted;
 use thiserror::Error;
 use vm_control::Generation;
@@ -43,6 +42,7 @@ use crate::worker::CommandError;
 use crate::worker::MAX_IN_FLIGHT;
 use crate::worker::WorkerExit;
 use crate::worker::WorkerHandle;
+use crate::worker::channel_pair;
 
 /// How many request channels one process can open in its life. Their sockets are made before the filter is on.
 pub const MAX_CHANNELS: usize = 4;
@@ -124,7 +124,7 @@ impl Control {
         ])?;
         let mut spare_channels = ArrayVec::new();
         while !spare_channels.is_full() {
-            spare_channels.push(scm::stream_pair()?);
+            spare_channels.push(channel_pair()?);
         }
         Ok(Self {
             tube,
@@ -294,6 +294,7 @@ impl Control {
                 negotiated,
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::Remote,
+                has_timeout: true,
             },
         )?;
         self.worker.open(channel, self.notifier_region)?;

@@ -1,11 +1,13 @@
 //! The worker on a thread of the test, without a jail: a backend by hand at one end, the mapping service at the other.
 
+mod alone;
 mod hostile;
 mod messages;
 
 use std::io::Read;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
@@ -113,14 +115,16 @@ impl Bench {
 
     /// Opens a request channel on which everything is negotiated that the worker serves; returns the backend's end.
     fn channel(&self) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, theirs) = channel_pair().unwrap();
+        let theirs = UnixStream::from(OwnedFd::from(theirs));
         theirs.set_read_timeout(Some(TIMEOUT)).unwrap();
         let channel = RequestChannel::new(
-            SafeDescriptor::from(ours),
+            ours,
             ChannelConfig {
                 negotiated: negotiated(),
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::Remote,
+                has_timeout: true,
             },
         )
         .unwrap();

@@ -81,6 +81,7 @@ fn server<H: FrontendHandler>(handler: H) -> (RawPeer, FrontendServer<H>) {
         negotiated: everything(),
         max_in_flight: 16,
         peer: crate::Peer::InProcess,
+        has_timeout: false,
     };
     let server = FrontendServer::new(ours, config, handler).expect("a valid configuration");
     (RawPeer { socket: theirs }, server)

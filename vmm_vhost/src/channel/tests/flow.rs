@@ -38,6 +38,7 @@ fn limited(max_in_flight: usize) -> (RawPeer, RequestChannel) {
         negotiated: everything(),
         max_in_flight,
         peer: Peer::Remote,
+        has_timeout: false,
     })
 }
 
