@@ -28,6 +28,7 @@ use self::report::Report;
 use self::report::SubjectReport;
 pub use self::roles::RoleArgs;
 pub use self::roles::run as run_role;
+use self::subjects::Subject;
 
 /// The command line of `portcullis bench`.
 #[derive(Debug, Args)]
@@ -41,6 +42,9 @@ pub struct BenchArgs {
     /// Runs only the cases whose title, such as "one at a time, one core", contains this text.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Runs only these subjects, beside the limit of each case.
+    #[arg(long, value_name = "SUBJECT,…", value_delimiter = ',')]
+    subjects: Vec<Subject>,
     /// Also counts system calls a pair, in runs of their own (needs `perf` and root).
     #[arg(long)]
     count: bool,
@@ -99,6 +103,10 @@ fn measure(case: Case, arguments: &BenchArgs) -> Result<CaseReport> {
     let mut rounds: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for _ in 0..arguments.rounds {
         for &subject in case.subjects {
+            let chosen = &arguments.subjects;
+            if !chosen.is_empty() && subject != case.limit && !chosen.contains(&subject) {
+                continue;
+            }
             let run = subjects::run(subject, case.placement, &case.workload, false)?;
             rounds.entry(subject).or_default().push(run.measured);
         }

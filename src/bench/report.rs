@@ -36,8 +36,10 @@ pub(super) struct SubjectReport {
     pub(super) mean_us: Spread,
     pub(super) median_us: Spread,
     pub(super) p99_us: Spread,
-    /// This subject's mean by the limit's of the same round: median and range over the rounds.
+    /// This subject's median by the limit's of the same round: median and range over the rounds.
     pub(super) ratio: Spread,
+    /// The same of the means, into which every moment counts that the host was busy elsewhere.
+    pub(super) mean_ratio: Spread,
     /// From a run of its own, whose times are not used: counts slow a process down.
     pub(super) counted: Vec<ProcessCount>,
 }
@@ -94,16 +96,18 @@ impl SubjectReport {
             mean_us: Spread::of(rounds.iter().map(mean_us)),
             median_us: Spread::of(rounds.iter().map(|round| microseconds(round.median_ns))),
             p99_us: Spread::of(rounds.iter().map(|round| microseconds(round.p99_ns))),
-            ratio: Spread::of(
-                rounds
-                    .iter()
-                    .zip(limit)
-                    .map(|(round, limit)| mean_us(round) / mean_us(limit)),
-            ),
+            ratio: ratio(&rounds, limit, |round| microseconds(round.median_ns)),
+            mean_ratio: ratio(&rounds, limit, mean_us),
             rounds,
             counted,
         }
     }
+}
+
+/// Divides round by round.
+fn ratio(rounds: &[Measured], limit: &[Measured], figure: impl Fn(&Measured) -> f64) -> Spread {
+    let both = rounds.iter().zip(limit);
+    Spread::of(both.map(|(round, limit)| figure(round) / figure(limit)))
 }
 
 fn mean_us(measured: &Measured) -> f64 {
@@ -149,8 +153,8 @@ impl Report {
         )?;
         writeln!(
             text,
-            "  {:<11} {:>9} {:>9} {:>9}  {:>21}  system calls a pair",
-            "", "mean µs", "median", "p99", "ratio (range)"
+            "  {:<11} {:>9} {:>9} {:>9}  {:>21}  {:>5}  system calls a pair",
+            "", "median µs", "p99", "mean", "ratio (range)", "means"
         )?;
         for subject in &report.subjects_measured {
             let ratio = format!(
@@ -159,11 +163,12 @@ impl Report {
             );
             writeln!(
                 text,
-                "  {:<11} {:>9.2} {:>9.2} {:>9.2}  {ratio:>21}  {}",
+                "  {:<11} {:>9.2} {:>9.2} {:>9.2}  {ratio:>21}  {:>5.2}  {}",
                 subject.subject.name(),
-                subject.mean_us.median,
                 subject.median_us.median,
                 subject.p99_us.median,
+                subject.mean_us.median,
+                subject.mean_ratio.median,
                 calls(&subject.counted),
             )?;
         }
@@ -238,10 +243,10 @@ mod tests {
 
     #[test]
     fn ratio_is_taken_round_by_round() {
-        let measured = |total_ns| Measured {
+        let measured = |median_ns| Measured {
             pairs: 10,
-            total_ns,
-            median_ns: 0,
+            total_ns: 20 * median_ns + 10_000,
+            median_ns,
             p99_ns: 0,
         };
         let report = SubjectReport::new(
@@ -250,6 +255,7 @@ mod tests {
             &[measured(1_000), measured(3_000)],
             Vec::new(),
         );
+        assert_eq!(report.mean_ratio.max, 19.0 / 7.0);
         assert_eq!(
             report.ratio,
             Spread {
