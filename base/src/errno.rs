@@ -92,6 +92,11 @@ impl Error {
         self.0
     }
 
+    /// Tells whether the kernel only had no memory for the call: nothing has happened, and later the same call may succeed.
+    pub const fn is_shortage(self) -> bool {
+        matches!(self.0, libc::ENOMEM | libc::ENOBUFS)
+    }
+
     /// Returns the constant's name, such as `EEXIST`, for outputs that a program reads.
     pub fn name(self) -> Option<&'static str> {
         NAMES

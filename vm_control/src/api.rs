@@ -226,6 +226,7 @@ impl BatchClient {
         let mut packet = match self.tube.recv_packet(wait, &mut DescriptorVec::<0>::new()) {
             Ok(packet) => packet,
             Err(TubeError::TimedOut | TubeError::WouldBlock) => return Ok(None),
+            Err(TubeError::Recv(error)) if error.is_shortage() => return Ok(None),
             Err(error) => return Err(error),
         };
         let batch = packet.take()?;

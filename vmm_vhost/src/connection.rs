@@ -90,7 +90,7 @@ pub enum Received {
     Bytes(usize),
     /// Nothing was read: messages that are already here must be taken first.
     Full,
-    /// Nothing is there.
+    /// Nothing is there, or the kernel had no memory to hand it over.
     WouldBlock,
 }
 
@@ -202,7 +202,9 @@ impl Connection {
         );
         let received = match received {
             Ok(received) => received,
-            Err(errno) if errno.errno() == libc::EAGAIN => return Ok(Received::WouldBlock),
+            Err(errno) if errno.errno() == libc::EAGAIN || errno.is_shortage() => {
+                return Ok(Received::WouldBlock);
+            }
             Err(errno) => return Err(ConnectionError::of_socket(errno, self.end)),
         };
         if received.bytes == 0 {

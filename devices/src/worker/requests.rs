@@ -159,12 +159,12 @@ impl Worker {
                 return self.refuse(Some(ticket), at, libc::ENOENT);
             }
             self.notifiers &= !bit;
-            return self.ask(Some(ticket), What::Unmap, at, removal);
+            return self.ask(Some(ticket), What::NotifierRemoval { bit }, at, removal);
         };
         if is_set {
             // A new doorbell takes the place of the old one; its answer says how that went.
             self.notifiers &= !bit;
-            self.ask(None, What::Unmap, at, removal);
+            self.ask(None, What::NotifierRemoval { bit }, at, removal);
             if self.service.is_full() && !self.send_batch().is_ok_and(|sent| sent) {
                 return self.refuse(Some(ticket), at, libc::EAGAIN);
             }

@@ -11,7 +11,6 @@ use vmm_vhost::Flush;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::Ticket;
 
-use super::ALONE;
 use super::Intake;
 use super::MAX_IN_FLIGHT;
 use super::Token;
@@ -19,6 +18,7 @@ use super::Waiting;
 use super::What;
 use super::Worker;
 use super::WorkerExit;
+use super::intake::ALONE;
 use super::requests::place;
 use crate::control::ChannelClosed;
 use crate::control::RefusedRequest;
@@ -78,7 +78,7 @@ impl Worker {
                     What::Map => self.stats.maps += 1,
                     What::Unmap => self.stats.unmaps += 1,
                     What::Notifier { bit } => self.notifiers |= bit,
-                    What::UnregisterAll => {}
+                    What::NotifierRemoval { .. } | What::UnregisterAll => {}
                 }
                 if let Some(ticket) = ticket {
                     self.complete(ticket, Ok(0));
@@ -86,7 +86,13 @@ impl Worker {
             }
             // The service has dropped them already, with a reset, or its account of this device.
             VmMemoryResponse::Err(_) if waiting.what == What::UnregisterAll => {}
-            VmMemoryResponse::Err(error) => self.refuse(ticket, waiting.request, error.errno()),
+            VmMemoryResponse::Err(error) => {
+                if let What::NotifierRemoval { bit } = waiting.what {
+                    // It is still there.
+                    self.notifiers |= bit;
+                }
+                self.refuse(ticket, waiting.request, error.errno());
+            }
         }
     }
 
@@ -105,11 +111,30 @@ impl Worker {
         }
     }
 
-    /// Returns whether there was room for the message.
+    /// Returns whether there was room for the message. One that the kernel does not take, though there is room (as while this
+    /// user has too many descriptors under way), is refused in the service's place.
     pub(super) fn send_batch(&mut self) -> Result<bool, TubeError> {
-        let sent = self.service.try_send()?;
-        self.stats.batches += u64::from(sent);
-        Ok(sent)
+        let error = match self.service.try_send() {
+            Ok(sent) => {
+                self.stats.batches += u64::from(sent);
+                return Ok(sent);
+            }
+            Err(TubeError::Send(error)) => error,
+            Err(error) => return Err(error),
+        };
+        // What was collected was asked last, and waits behind everything that has left.
+        let refused = self.service.discard();
+        let first = self.waiting.len().saturating_sub(refused);
+        while self.waiting.len() > first
+            && let Some(waiting) = self.waiting.pop_back()
+        {
+            if waiting.what == What::UnregisterAll {
+                // The mappings must go: with the tube, if not by this.
+                return Err(TubeError::Send(error));
+            }
+            self.finish(waiting, &VmMemoryResponse::Err(error));
+        }
+        Ok(true)
     }
 
     /// Does what must come before any further request to the service, as far as there is room for it: the step into another

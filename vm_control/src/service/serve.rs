@@ -239,6 +239,8 @@ impl Server {
                 let _ = close_all(descriptors, Suspects::ALL, closer);
                 return match error {
                     TubeError::TimedOut | TubeError::WouldBlock => Ok(false),
+                    // The packet is still there, and so is the wait context.
+                    TubeError::Recv(error) if error.is_shortage() => Ok(false),
                     TubeError::Disconnected => Err(GoneReason::Closed),
                     error => Err(GoneReason::Protocol(error)),
                 };

@@ -1,6 +1,7 @@
 //! A backend that waits for each answer: the worker waits for its next request outside the wait context.
 
 use super::*;
+use crate::worker::intake::ALONE_PROBE;
 
 /// Enough requests that the worker has come to expect them one at a time.
 const MANY: u32 = 4 * ALONE_PROBE;

@@ -1,0 +1,152 @@
+//! What the worker reads from the request channel, and when it waits for more of it.
+
+use vm_control::MAX_BATCH;
+use vmm_vhost::ChannelError;
+use vmm_vhost::Received;
+use vmm_vhost::RequestChannel;
+
+use super::Intake;
+use super::MAX_IN_FLIGHT;
+use super::Worker;
+
+/// After so many requests that came alone the next ones are expected to.
+pub(super) const ALONE: u32 = 4;
+
+/// Every so many requests that came alone it is tried whether more have been sent meanwhile.
+pub(super) const ALONE_PROBE: u32 = 16;
+
+/// Reads of the channel between two looks at the other sources.
+const READS_PER_WAKE: usize = MAX_BATCH;
+
+/// Reads after which a channel that is to be held counts as drained, whatever more its peer sends.
+const READS_PER_DRAIN: usize = 4096;
+
+impl Worker {
+    /// Reads the channel as far as is due in one wake and handles what is complete.
+    pub(super) fn read_channel(&mut self) {
+        // Whoever sends before the last answer is there sends ahead: look for more before asking the service.
+        let sends_ahead = !self.waiting.is_empty();
+        let more = if sends_ahead { READS_PER_WAKE } else { 1 };
+        let read = self.read_up_to(more);
+        self.note_reads(read, sends_ahead);
+    }
+
+    /// Waits a little for the next request of a backend that waits for each answer, and returns whether there was one.
+    ///
+    /// As with [`Worker::await_answer`], the wait context would say the same with one more system call. Everything else is
+    /// looked at after [`ANSWER_WAIT`] without a request, or after [`ALONE_IN_A_ROW`] of them.
+    pub(super) fn await_request(&mut self) -> bool {
+        if self.alone < ALONE || self.intake != Intake::Serve || !self.waiting.is_empty() {
+            return false;
+        }
+        let Some(channel) = &mut self.channel else {
+            return false;
+        };
+        if !channel.wants_read() || channel.wants_write() {
+            return false;
+        }
+        let received = channel.receive_within_timeout();
+        let read = self.take_received(received);
+        if read {
+            self.note_reads(1, false);
+        }
+        read
+    }
+
+    /// Notes how often there was something to read: once is what a backend that waits for each answer leaves.
+    fn note_reads(&mut self, read: usize, sends_ahead: bool) {
+        if read > usize::from(!sends_ahead) {
+            self.alone = 0;
+        } else if read == 1 {
+            self.alone = self.alone.saturating_add(1);
+            // Whoever always waited so far may have begun to send ahead, which only a further look shows.
+            if self.alone.is_multiple_of(ALONE_PROBE) && self.read_up_to(READS_PER_WAKE) > 0 {
+                self.alone = 0;
+            }
+        }
+    }
+
+    /// Reads at most `most` times and returns how often there was something.
+    fn read_up_to(&mut self, most: usize) -> usize {
+        for read in 0..most {
+            let Some(channel) = &mut self.channel else {
+                return read;
+            };
+            let received = channel.receive();
+            if !self.take_received(received) {
+                return read;
+            }
+        }
+        most
+    }
+
+    /// Handles what one receive brought, and returns whether that was anything.
+    fn take_received(&mut self, received: Result<Received, ChannelError>) -> bool {
+        // What was complete before the end still counts.
+        self.decode();
+        match received {
+            Ok(Received::Bytes(_)) => true,
+            Ok(Received::WouldBlock | Received::Full) => false,
+            Err(error) => {
+                self.close_channel(&error);
+                false
+            }
+        }
+    }
+
+    /// Cancels everything that the channel's socket holds now.
+    pub(super) fn drain(&mut self) {
+        for _ in 0..READS_PER_DRAIN {
+            let Some(channel) = &mut self.channel else {
+                return;
+            };
+            let received = channel.receive();
+            self.decode();
+            match received {
+                Ok(Received::Bytes(_)) => {}
+                Ok(Received::WouldBlock) => return,
+                Ok(Received::Full) => {
+                    self.flush_replies();
+                    if !self
+                        .channel
+                        .as_ref()
+                        .is_some_and(RequestChannel::wants_read)
+                    {
+                        return;
+                    }
+                }
+                Err(error) => return self.close_channel(&error),
+            }
+        }
+    }
+
+    /// Handles the complete requests that were read, as long as there is room for what they ask.
+    pub(super) fn decode(&mut self) {
+        while self.has_room() {
+            let Some(channel) = &mut self.channel else {
+                return;
+            };
+            let next = channel.next_request();
+            self.note_refusals();
+            match next {
+                Ok(Some(incoming)) => self.handle(incoming),
+                Ok(None) => return,
+                Err(error) => return self.close_channel(&error),
+            }
+        }
+    }
+
+    /// Whether one more request can be taken, whatever it is.
+    fn has_room(&mut self) -> bool {
+        match self.intake {
+            Intake::Hold => false,
+            Intake::Cancel => true,
+            Intake::Serve => {
+                self.settle();
+                self.is_settled()
+                    && self.waiting.len() < MAX_IN_FLIGHT
+                    && (!self.service.is_full() || self.send_batch().is_ok_and(|sent| sent))
+            }
+        }
+    }
+}
