@@ -23,6 +23,7 @@ mod golden_path;
 mod guest;
 mod guest_driver;
 mod jail_proof;
+mod kills;
 mod options;
 mod policy_usage;
 mod published_peers;
