@@ -29,5 +29,6 @@ mod policy_usage;
 mod published_peers;
 mod real_peers;
 mod regions;
+mod soak;
 mod stalls;
 mod two_devices;
