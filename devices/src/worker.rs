@@ -54,6 +54,7 @@ pub use self::command::CommandError;
 pub use self::command::WorkerHandle;
 use self::events::EventSender;
 use self::hooks::Hooks;
+use self::intake::Pace;
 pub(crate) use self::requests::Call;
 use crate::control::RefusedRequest;
 use crate::control::WorkerStats;
@@ -164,8 +165,7 @@ pub struct Worker {
     channel: Option<RequestChannel>,
     channel_interest: Option<EventType>,
     channel_refusals: u64,
-    /// Reads in a row that found nothing under way and brought one piece: the backend waits for each answer.
-    alone: u32,
+    pace: Pace,
     service: BatchClient,
     memory_interest: EventType,
     waiting: VecDeque<Waiting>,
@@ -220,7 +220,7 @@ impl Worker {
             channel: None,
             channel_interest: None,
             channel_refusals: 0,
-            alone: 0,
+            pace: Pace::default(),
             service,
             memory_interest: EventType::Read,
             waiting: VecDeque::with_capacity(MAX_IN_FLIGHT + MAX_BATCH + 1),

@@ -10,7 +10,10 @@ use super::MAX_IN_FLIGHT;
 use super::Worker;
 
 /// After so many requests that came alone the next ones are expected to.
-pub(super) const ALONE: u32 = 4;
+const ALONE: u32 = 4;
+
+/// The most that this number grows to where waiting for them was in vain.
+const MOST_ALONE: u32 = 1024;
 
 /// Every so many requests that came alone it is tried whether more have been sent meanwhile.
 pub(super) const ALONE_PROBE: u32 = 16;
@@ -20,6 +23,55 @@ const READS_PER_WAKE: usize = MAX_BATCH;
 
 /// Reads after which a channel that is to be held counts as drained, whatever more its peer sends.
 const READS_PER_DRAIN: usize = 4096;
+
+/// Whether the backend waits for each answer, and whether it pays to wait for what it sends next.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Requests in a row that came while nothing was under way, one at a time.
+    alone: u32,
+    /// How many of them there must be.
+    needed: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            alone: 0,
+            needed: ALONE,
+        }
+    }
+}
+
+impl Pace {
+    /// Whether what comes next had better be waited for outside the wait context.
+    pub(super) fn is_steady(&self) -> bool {
+        self.alone >= self.needed
+    }
+
+    /// Notes such a wait. One in vain costs a timer and two calls, and on a busy machine all are: it takes twice as
+    /// many requests until the next one.
+    pub(super) fn waited(&mut self, in_vain: bool) {
+        if in_vain {
+            self.alone = 0;
+            self.needed = MOST_ALONE.min(2 * self.needed);
+        } else {
+            self.needed = ALONE;
+        }
+    }
+
+    fn came_alone(&mut self) {
+        self.alone = self.alone.saturating_add(1);
+    }
+
+    fn came_ahead(&mut self) {
+        self.alone = 0;
+    }
+
+    /// Whoever always waited so far may have begun to send ahead, which only a further look shows.
+    fn is_look_due(&self) -> bool {
+        self.alone.is_multiple_of(ALONE_PROBE)
+    }
+}
 
 impl Worker {
     /// Reads the channel as far as is due in one wake and handles what is complete.
@@ -36,7 +88,7 @@ impl Worker {
     /// As with [`Worker::await_answer`], the wait context would say the same with one more system call. Everything else is
     /// looked at after [`ANSWER_WAIT`] without a request, or after [`ALONE_IN_A_ROW`] of them.
     pub(super) fn await_request(&mut self) -> bool {
-        if self.alone < ALONE || self.intake != Intake::Serve || !self.waiting.is_empty() {
+        if !self.pace.is_steady() || self.intake != Intake::Serve || !self.waiting.is_empty() {
             return false;
         }
         let Some(channel) = &mut self.channel else {
@@ -47,6 +99,7 @@ impl Worker {
         }
         let received = channel.receive_within_timeout();
         let read = self.take_received(received);
+        self.pace.waited(!read);
         if read {
             self.note_reads(1, false);
         }
@@ -56,12 +109,11 @@ impl Worker {
     /// Notes how often there was something to read: once is what a backend that waits for each answer leaves.
     fn note_reads(&mut self, read: usize, sends_ahead: bool) {
         if read > usize::from(!sends_ahead) {
-            self.alone = 0;
+            self.pace.came_ahead();
         } else if read == 1 {
-            self.alone = self.alone.saturating_add(1);
-            // Whoever always waited so far may have begun to send ahead, which only a further look shows.
-            if self.alone.is_multiple_of(ALONE_PROBE) && self.read_up_to(READS_PER_WAKE) > 0 {
-                self.alone = 0;
+            self.pace.came_alone();
+            if self.pace.is_look_due() && self.read_up_to(READS_PER_WAKE) > 0 {
+                self.pace.came_ahead();
             }
         }
     }
@@ -148,5 +200,34 @@ impl Worker {
                     && (!self.service.is_full() || self.send_batch().is_ok_and(|sent| sent))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests_until_steady(pace: &mut Pace) -> u32 {
+        let mut count = 0;
+        while !pace.is_steady() {
+            pace.came_alone();
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn waits_in_vain_become_rare_and_one_that_pays_ends_that() {
+        let mut pace = Pace::default();
+        let mut needed = Vec::new();
+        for _ in 0..10 {
+            needed.push(requests_until_steady(&mut pace));
+            pace.waited(true);
+        }
+        assert_eq!(needed, [4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024]);
+        requests_until_steady(&mut pace);
+        pace.waited(false);
+        pace.came_ahead();
+        assert_eq!(requests_until_steady(&mut pace), 4);
     }
 }

@@ -18,7 +18,6 @@ use super::Waiting;
 use super::What;
 use super::Worker;
 use super::WorkerExit;
-use super::intake::ALONE;
 use super::requests::place;
 use crate::control::ChannelClosed;
 use crate::control::RefusedRequest;
@@ -48,10 +47,12 @@ impl Worker {
     /// The wait context would say the same with one more system call. The wait is over after [`ANSWER_WAIT`](super::ANSWER_WAIT)
     /// at the latest, so that a VMM which stands still holds up nothing else for longer.
     pub(super) fn await_answer(&mut self) -> Option<WorkerExit> {
-        if self.alone < ALONE || self.waiting.len() != 1 || !self.service.is_empty() {
+        if !self.pace.is_steady() || self.waiting.len() != 1 || !self.service.is_empty() {
             return None;
         }
-        match self.service.recv_within_timeout() {
+        let received = self.service.recv_within_timeout();
+        self.pace.waited(!matches!(received, Ok(Some(_))));
+        match received {
             Ok(Some(batch)) => self.finish_all(batch),
             Ok(None) => None,
             Err(error) => Some(service_gone(&error)),
