@@ -10,6 +10,7 @@ mod limits;
 mod portcullis;
 mod report;
 mod roles;
+mod scale;
 mod subjects;
 mod workload;
 
@@ -48,6 +49,9 @@ pub struct BenchArgs {
     /// Also counts system calls a pair, in runs of their own (needs `perf` and root).
     #[arg(long)]
     count: bool,
+    /// Measures what grows instead: many devices, many mappings, start, memory, a guest that reads.
+    #[arg(long, conflicts_with_all = ["full", "only", "subjects", "count"])]
+    scale: bool,
     /// Prints one JSON object instead of the table.
     #[arg(long)]
     json: bool,
@@ -58,6 +62,9 @@ pub struct BenchArgs {
 /// # Errors
 /// If a process can't be started or placed, ends early, or a request of the workload is refused.
 pub fn run(arguments: &BenchArgs) -> Result<()> {
+    if arguments.scale {
+        return scale::run(arguments.rounds, arguments.json);
+    }
     let length = if arguments.full {
         Length::Full
     } else {
@@ -79,10 +86,7 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
     );
     let mut report = Report {
         cpus: std::thread::available_parallelism()?.get(),
-        kernel: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
+        kernel: kernel(),
         version: env!("CARGO_PKG_VERSION"),
         rounds: usize::from(arguments.rounds),
         cases: Vec::new(),
@@ -97,6 +101,11 @@ pub fn run(arguments: &BenchArgs) -> Result<()> {
         print!("{}", report.table());
     }
     Ok(())
+}
+
+fn kernel() -> String {
+    let uname = rustix::system::uname();
+    uname.release().to_string_lossy().into_owned()
 }
 
 fn measure(case: Case, arguments: &BenchArgs) -> Result<CaseReport> {

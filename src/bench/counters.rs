@@ -167,8 +167,32 @@ fn context_switches(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-fn areas(pid: u32) -> Result<i64> {
+/// Returns how many areas the memory map of `pid` has.
+///
+/// # Errors
+/// If the process is gone.
+pub(super) fn areas(pid: u32) -> Result<i64> {
     Ok(i64::try_from(read(pid, "maps")?.lines().count())?)
+}
+
+/// Returns the KiB of memory that `pid` has to itself.
+///
+/// # Errors
+/// If the process is gone, or may not be looked at.
+pub(super) fn private_kib(pid: u32) -> Result<u64> {
+    let rollup = read(pid, "smaps_rollup")?;
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    Ok(private
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum())
+}
+
+/// Returns how many entries a folder of `pid` has: `fd`, `task`.
+///
+/// # Errors
+/// If the process is gone.
+pub(super) fn entries(pid: u32, folder: &str) -> Result<u64> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/{folder}"))?.count() as u64)
 }
 
 #[cfg(test)]

@@ -28,10 +28,9 @@ use vm_control::RegionConfig;
 use vm_control::ServiceConfig;
 
 use super::bare;
-use super::workload::REGION_BYTES;
 
-/// Serves the main channel on a thread and returns the request channel that the frontend hands over.
-pub(super) fn request_channel(main: OwnedFd) -> Result<OwnedFd> {
+/// Serves the main channel of a device with one region on a thread, and returns the request channel that the frontend hands over.
+pub(super) fn request_channel(main: OwnedFd, region: u64) -> Result<OwnedFd> {
     let (sender, receiver) = mpsc::channel();
     let mut backend = Backend {
         sender,
@@ -40,7 +39,7 @@ pub(super) fn request_channel(main: OwnedFd) -> Result<OwnedFd> {
     thread::Builder::new()
         .name("main-channel".to_owned())
         .spawn(move || {
-            let profile = Profile::mapping(vec![(0, REGION_BYTES)]);
+            let profile = Profile::mapping(vec![(0, region)]);
             if let Err(error) = serve::serve(UnixStream::from(main), &profile, &mut backend) {
                 eprintln!("main channel: {error}");
             }

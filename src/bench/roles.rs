@@ -29,6 +29,7 @@ use vhost::vhost_user::message::VhostUserMMapFlags;
 use super::bare;
 use super::bare::Range;
 use super::limits;
+use super::scale::backends;
 use super::workload::Driver;
 use super::workload::Measured;
 use super::workload::REGION_BYTES;
@@ -53,6 +54,8 @@ pub(super) enum Role {
     VhostHandler,
     /// The VMM of Portcullis.
     Vmm,
+    /// Many backends of Portcullis: their main channels come over its standard input, and then its orders.
+    Backends,
 }
 
 impl Role {
@@ -90,12 +93,15 @@ pub fn run(arguments: &RoleArgs) -> Result<()> {
     let output = || own(io::stdout());
     match arguments.role {
         Role::Driver => drive(arguments, || Ok(input)),
-        Role::BackendDriver => drive(arguments, || super::portcullis::request_channel(input)),
+        Role::BackendDriver => drive(arguments, || {
+            super::portcullis::request_channel(input, REGION_BYTES)
+        }),
         Role::VhostDriver => drive_vhost(arguments, input),
         Role::Middle => Ok(limits::middle(&input, &output()?)?),
         Role::ForwardingMiddle => Ok(limits::forwarding_middle(input, output()?)?),
         Role::Mapper => on_a_thread(move || limits::mapper(&input)),
         Role::VhostHandler => vhost_handler(input),
+        Role::Backends => backends::run(input),
         Role::Vmm => super::portcullis::vmm(input, arguments.cpu.filter(|_| !arguments.realtime)),
     }
 }
@@ -114,9 +120,10 @@ fn on_a_thread(body: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result
     Ok(result?)
 }
 
-fn memfd() -> io::Result<OwnedFd> {
+/// A memfd of `bytes`, none of which is there until it is touched.
+pub(super) fn memfd(bytes: u64) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("bench", MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&file, REGION_BYTES)?;
+    rustix::fs::ftruncate(&file, bytes)?;
     Ok(file)
 }
 
@@ -161,7 +168,7 @@ fn workload(arguments: &RoleArgs) -> Result<Workload> {
 fn drive(arguments: &RoleArgs, channel: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
     let workload = workload(arguments)?;
     let mut control = Control::new()?;
-    let mut driver = Driver::new(channel()?, memfd()?);
+    let mut driver = Driver::new(channel()?, memfd(REGION_BYTES)?, REGION_BYTES);
     driver.warm_up(&workload)?;
     control.warm()?;
     let measured = driver.run(&workload)?;
@@ -177,7 +184,7 @@ fn drive_vhost(arguments: &RoleArgs, input: OwnedFd) -> Result<()> {
     let proxy = Backend::from_stream(UnixStream::from(channel));
     proxy.set_reply_ack_flag(true);
     proxy.set_shmem_flag(true);
-    let file = memfd()?;
+    let file = memfd(REGION_BYTES)?;
     let pair = |slot: u64| -> Result<()> {
         let offset = slot % workload.slots * workload.len;
         let mut request = VhostUserMMap {

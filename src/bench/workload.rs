@@ -3,6 +3,7 @@
 //! The same driver runs against the limits and against Portcullis, so that a difference is never the driver's.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -35,6 +36,16 @@ pub(super) enum Mode {
     Pipelined(u32),
     /// As pipelined, and only the last request of each group asks for a reply.
     Unacked(u32),
+}
+
+impl Mode {
+    /// Pairs that are timed together.
+    pub(super) fn width(self) -> u32 {
+        match self {
+            Mode::OneAtATime => 1,
+            Mode::Pipelined(width) | Mode::Unacked(width) => width,
+        }
+    }
 }
 
 /// What a driver does.
@@ -118,16 +129,19 @@ fn request(
 pub(super) struct Driver {
     channel: OwnedFd,
     file: OwnedFd,
+    /// Bytes of the region, and of the file.
+    region: u64,
     /// Bytes of replies that were read and not yet looked at.
     pending: usize,
     buffer: [u8; REPLY_BYTES * 64],
 }
 
 impl Driver {
-    pub(super) fn new(channel: OwnedFd, file: OwnedFd) -> Driver {
+    pub(super) fn new(channel: OwnedFd, file: OwnedFd, region: u64) -> Driver {
         Driver {
             channel,
             file,
+            region,
             pending: 0,
             buffer: [0; REPLY_BYTES * 64],
         }
@@ -138,12 +152,28 @@ impl Driver {
     /// # Errors
     /// If a call fails, the peer goes away, or a request is refused.
     pub(super) fn warm_up(&mut self, workload: &Workload) -> io::Result<()> {
-        for index in 0..u64::from(workload.live) {
-            // Every other page, from the region's end, so that no two areas merge.
-            self.map(REGION_BYTES - (index + 1) * 2 * 4096, 4096, true)?;
-            self.replies(1)?;
-        }
+        self.keep(0..u64::from(workload.live))?;
         self.pairs(workload, workload.warm_up, |_| ())?;
+        Ok(())
+    }
+
+    /// Makes one mapping that stays.
+    ///
+    /// # Errors
+    /// As for [`warm_up`](Self::warm_up).
+    pub(super) fn area(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.map(offset, len, true)?;
+        self.replies(1)
+    }
+
+    /// Makes these of the mappings that stay: of every other page, from the region's end, so that no two areas merge.
+    ///
+    /// # Errors
+    /// As for [`warm_up`](Self::warm_up).
+    pub(super) fn keep(&mut self, live: Range<u64>) -> io::Result<()> {
+        for index in live {
+            self.area(self.region - (index + 1) * 2 * 4096, 4096)?;
+        }
         Ok(())
     }
 
@@ -155,25 +185,26 @@ impl Driver {
         let mut groups = Vec::with_capacity(workload.pairs as usize);
         let start = Instant::now();
         let pairs = self.pairs(workload, workload.pairs, |took| groups.push(took))?;
-        let group = match workload.mode {
-            Mode::OneAtATime => 1,
-            Mode::Pipelined(width) | Mode::Unacked(width) => width,
-        };
-        Ok(Measured::of(pairs, start.elapsed(), groups, group))
+        Ok(Measured::of(
+            pairs,
+            start.elapsed(),
+            groups,
+            workload.mode.width(),
+        ))
     }
 
     /// Sends `pairs` pairs in the workload's mode, tells `took` the time of each pair or group, and returns how many pairs there were.
-    fn pairs(
+    ///
+    /// # Errors
+    /// As for [`warm_up`](Self::warm_up).
+    pub(super) fn pairs(
         &mut self,
         workload: &Workload,
         pairs: u32,
         mut took: impl FnMut(Duration),
     ) -> io::Result<u32> {
-        let (width, all_acked) = match workload.mode {
-            Mode::OneAtATime => (1, true),
-            Mode::Pipelined(width) => (width, true),
-            Mode::Unacked(width) => (width, false),
-        };
+        let width = workload.mode.width();
+        let all_acked = !matches!(workload.mode, Mode::Unacked(_));
         let mut slot = 0;
         let mut done = 0;
         while done < pairs {
