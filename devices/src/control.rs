@@ -10,6 +10,7 @@ use base::SafeDescriptor;
 use serde::Deserialize;
 use serde::Serialize;
 use vm_control::Generation;
+use vmm_vhost::deviation::Deviation;
 
 use crate::shmem_config::ShmemLimits;
 use crate::shmem_config::ShmemRegion;
@@ -59,6 +60,8 @@ pub struct ConnectOptions {
     /// The region of the mapping service in which the backend's doorbells appear, one page a queue, if the transport
     /// announces them. Its id must not be one of the backend's regions.
     pub notifier_region: Option<u8>,
+    /// Whether what the backend does against the protocol is reported: [`DeviceEvent::Deviated`], [`Failure::deviation`].
+    pub strict: bool,
 }
 
 impl Default for ConnectOptions {
@@ -72,6 +75,7 @@ impl Default for ConnectOptions {
             iommu: false,
             shared_objects: false,
             notifier_region: None,
+            strict: false,
         }
     }
 }
@@ -326,6 +330,8 @@ pub enum ControlRequest {
 pub struct Failure {
     /// What went wrong, causes included, on one line.
     pub message: String,
+    /// The rule that the backend broke, if that is why, and if the VMM wants to know.
+    pub deviation: Option<Deviation>,
 }
 
 /// The answer to a [`ControlRequest`].
@@ -387,5 +393,13 @@ pub enum DeviceEvent {
     ChannelClosed {
         /// Why.
         reason: ChannelClosed,
+    },
+    /// The backend did something against the protocol. Only with [`ConnectOptions::strict`]; the first of a kind is told at
+    /// once, more of it at a limited rate, and what is left when the worker ends.
+    Deviated {
+        /// The first of its kind, or the first since the last event of this kind.
+        first: Deviation,
+        /// How many of its kind there were since the last event of this kind, this one included.
+        count: u64,
     },
 }

@@ -86,6 +86,7 @@ impl InProcessDevice {
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::InProcess,
                 has_timeout: true,
+                strict: false,
             },
         )?;
         let worker = Worker::new(WorkerConfig {

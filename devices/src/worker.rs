@@ -246,8 +246,15 @@ impl Worker {
         self.command_event.try_clone()
     }
 
-    /// Serves until something ends it.
+    /// Serves until something ends it, and tells what is left to tell.
     fn run(mut self, kill: &Event, commands: &mpsc::Receiver<Command>) -> WorkerExit {
+        let exit = self.serve(kill, commands);
+        self.note_deviations();
+        self.events.tell_deviations();
+        exit
+    }
+
+    fn serve(&mut self, kill: &Event, commands: &mpsc::Receiver<Command>) -> WorkerExit {
         if let Err(error) = self.wait.add(kill, Token::Kill) {
             return WorkerExit::Failed(error);
         }
@@ -351,7 +358,7 @@ impl Worker {
                 self.settle();
                 self.intake = Intake::Serve;
             }
-            Action::Stats => {}
+            Action::Stats => self.events.tell_deviations(),
         }
         // The main thread may have given up on the answer, since it is ending.
         let _ = command.answer.send(self.stats());

@@ -244,6 +244,9 @@ fn stats_text(stats: &StatsReport) -> String {
     for (errno, number) in &stats.refused_by_service {
         row(&format!("  {errno} by the service"), number.to_string());
     }
+    for (rule, number) in &stats.deviations {
+        row(&format!("broken: {rule}"), number.to_string());
+    }
     table.to_string()
 }
 

@@ -18,6 +18,7 @@ use super::size::Size;
 use super::table::Align;
 use super::table::Table;
 use super::table::printable;
+use crate::vmm::events::DeviationCount;
 use crate::vmm::events::Event;
 use crate::vmm::events::Observer;
 use crate::vmm::proof::Proof;
@@ -177,6 +178,12 @@ fn text(event: &Event) -> String {
             Size(*len),
             more(*suppressed),
         ),
+        Event::Deviation { .. } => deviation(event),
+        Event::Deviations {
+            device,
+            rules,
+            count,
+        } => deviations(device, rules, *count),
         Event::Reset {
             device,
             dropped,
@@ -295,6 +302,44 @@ fn refused(event: &Event) -> String {
     text
 }
 
+fn deviation(event: &Event) -> String {
+    let Event::Deviation {
+        device,
+        rule,
+        source,
+        channel,
+        message,
+        field,
+        value,
+        text,
+    } = event
+    else {
+        return String::new();
+    };
+    format!(
+        "{device}: the backend breaks {rule} ({source}) on the {channel} channel: {} has {field} {value:#x}; {text}",
+        message.as_deref().unwrap_or("it"),
+    )
+}
+
+/// How often each rule was broken.
+fn deviations(device: &str, rules: &[DeviationCount], all: u64) -> String {
+    if rules.is_empty() {
+        return format!("{device}: the backend broke no rule");
+    }
+    let mut text = format!(
+        "{device}: the backend broke {}, {all} times in all\n",
+        count(rules.len() as u64, "rule")
+    );
+    let mut table =
+        Table::new(&[("", Align::Right), ("", Align::Left), ("", Align::Left)]).indent(2);
+    for rule in rules {
+        table.row([rule.count.to_string(), rule.rule.into(), rule.source.into()]);
+    }
+    let _ = write!(text, "{table}");
+    text.trim_end().to_owned()
+}
+
 /// What a policy lacks, as lines that can be put into it.
 fn policy_lacks(device: &str, calls: &[MissingCall]) -> String {
     if calls.is_empty() {
@@ -392,6 +437,38 @@ mod tests {
             text(&event),
             "fs: refused SHMEM_MAP of 8 KiB at 0x1000 in region 0: EEXIST (and 12 more)\n"
         );
+    }
+
+    #[test]
+    fn broken_rule_is_one_line_and_the_sum_is_a_table() {
+        let event = Event::Deviation {
+            device: "fs".into(),
+            rule: "map-flags",
+            source: "spec",
+            channel: "request",
+            message: Some("SHMEM_MAP".into()),
+            field: "flags",
+            value: 6,
+            text: "the flags of a map have no bit but those specified",
+        };
+        assert_eq!(
+            text(&event),
+            "fs: the backend breaks map-flags (spec) on the request channel: SHMEM_MAP has flags 0x6; \
+             the flags of a map have no bit but those specified\n"
+        );
+        let rules = [("map-flags", "spec", 12), ("padding", "portcullis", 1)];
+        let rules = rules.map(|(rule, source, count)| DeviationCount {
+            rule,
+            source,
+            count,
+        });
+        assert_eq!(
+            deviations("fs", &rules, 13),
+            "fs: the backend broke 2 rules, 13 times in all\n\
+             \x20 12  map-flags  spec\n\
+             \x20  1  padding    portcullis"
+        );
+        assert_eq!(deviations("fs", &[], 0), "fs: the backend broke no rule");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::text::without_error_numbers;
 const FAILED: u8 = 1;
 /// The command line itself is wrong.
 const WRONG_USAGE: u8 = 2;
+/// The command ran, and what it looked at breaks rules.
+const DEVIATIONS: u8 = 3;
 
 /// The end of a command that did not do what it was asked for.
 #[derive(Debug)]
@@ -32,6 +34,14 @@ impl Failure {
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self {
             code: WRONG_USAGE,
+            ..Self::new(error)
+        }
+    }
+
+    /// The command ran, and what it looked at breaks rules.
+    pub fn deviations(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code: DEVIATIONS,
             ..Self::new(error)
         }
     }

@@ -1,7 +1,7 @@
 //! The command line: typed arguments, what people and programs get to read, and exit codes.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error. With `--json` there is one
-//! JSON document on standard output (`run`: one event a line), and nothing else.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, and `run --strict` has seen rules broken. An error is one line on standard
+//! error. With `--json` there is one JSON document on standard output (`run`: one event a line), and nothing else.
 
 pub mod args;
 pub mod backend;

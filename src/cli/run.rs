@@ -43,7 +43,7 @@ const DEVICE_IDS: [(&str, &str); 5] = [
 /// Runs `portcullis run`.
 ///
 /// # Errors
-/// The VMM could not start, or with `--once` its device did not end well.
+/// The VMM could not start, with `--once` its device did not end well, or with `--strict` the backend broke rules.
 pub fn run(arguments: &RunArguments, verbose: u8) -> Result<(), Failure> {
     let mut config = config(arguments)?;
     config.device.log = log::device_level(verbose);
@@ -69,6 +69,7 @@ fn config(arguments: &RunArguments) -> Result<Config, Failure> {
     device.max_bytes = arguments.max_bytes.map(|size| size.0);
     device.require_seals = arguments.require_seals;
     device.offset_only_unmap = arguments.offset_only_unmap;
+    device.strict = arguments.strict;
     device.legacy_shmem_bit = arguments.legacy_shmem_bit;
     device.regions = regions(arguments)?;
     Ok(Config {
@@ -191,6 +192,7 @@ fn failure(error: vmm::Error) -> Failure {
         vmm::Error::Backend { .. } => Some("choose another path for --backend"),
         vmm::Error::Control { .. } => Some("choose another path for --control"),
         vmm::Error::Stopped(_) => Some("choose another policy for --holes to go on"),
+        vmm::Error::Deviations { .. } => return Failure::deviations(error),
         vmm::Error::Device { .. } | vmm::Error::Host(_) | vmm::Error::Loop(_) => None,
     };
     let failure = Failure::new(error);

@@ -273,6 +273,9 @@ pub struct StatsReport {
     pub batches: u64,
     /// Requests that wait for an answer now.
     pub in_flight: u32,
+    /// With `--strict`: the rules that the backend broke in all of the device's lives, each with how often.
+    #[serde(default)]
+    pub deviations: BTreeMap<String, u64>,
 }
 
 /// What a reset did.

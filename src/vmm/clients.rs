@@ -141,6 +141,12 @@ impl Vmm<'_> {
     fn stats(&self, worker: Option<&WorkerStats>) -> StatsReport {
         let mut report = StatsReport {
             device: self.config.device.name.clone(),
+            deviations: self
+                .device
+                .deviations
+                .iter()
+                .map(|(rule, count)| (rule.info().name.to_owned(), *count))
+                .collect(),
             ..StatsReport::default()
         };
         let all = self.host.service().stats();

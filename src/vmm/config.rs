@@ -71,6 +71,8 @@ pub struct DeviceOptions {
     pub require_seals: bool,
     /// Let an unmap name its mapping by the offset alone.
     pub offset_only_unmap: bool,
+    /// Tell what the backend does against the protocol.
+    pub strict: bool,
     /// Its regions; empty where the backend is asked.
     pub regions: Vec<ShmemRegion>,
     /// The protocol feature bit by which an old peer means shared memory regions.
@@ -88,6 +90,7 @@ impl DeviceOptions {
             max_bytes: None,
             require_seals: false,
             offset_only_unmap: false,
+            strict: false,
             regions: Vec::new(),
             legacy_shmem_bit: None,
         }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use devices::control::Activation;
+use devices::control::DeviceEvent;
 use devices::device_process;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
@@ -20,6 +21,7 @@ use rustix::time::Timespec;
 use vm_control::DeviceId;
 use vm_control::Generation;
 use vm_control::ServiceHandle;
+use vmm_vhost::deviation::Deviation;
 
 use crate::text::causes;
 
@@ -37,6 +39,8 @@ pub(super) struct Death {
     pub(super) is_orderly: bool,
     /// In log mode, the system calls that it made against its policy.
     pub(super) missing: Vec<MissingCall>,
+    /// What its backend did against the protocol and was not told before.
+    pub(super) deviations: Vec<(Deviation, u64)>,
 }
 
 impl Death {
@@ -47,6 +51,7 @@ impl Death {
             how: reason.into(),
             is_orderly: false,
             missing: Vec::new(),
+            deviations: Vec::new(),
         }
     }
 
@@ -61,6 +66,7 @@ impl Death {
             },
             is_orderly: false,
             missing: Vec::new(),
+            deviations: Vec::new(),
         }
     }
 
@@ -83,17 +89,44 @@ impl Death {
             how,
             is_orderly: matches!(own, Some(Exit::BackendGone | Exit::Shutdown)),
             missing: Vec::new(),
+            deviations: Vec::new(),
         }
     }
 
-    fn with_missing_calls(mut self, process: &DeviceProcess) -> Self {
+    /// Adds what is known of a process only when it has ended: nothing more can come from it.
+    fn with_last_words(mut self, process: &mut DeviceProcess) -> Self {
         self.missing = process.missing_calls();
+        while let Ok(Some(event)) = process.try_event() {
+            if let DeviceEvent::Deviated { first, count } = event {
+                self.deviations.push((first, count));
+            }
+        }
         self
     }
 }
 
+/// A call that failed and left the process as it was.
+pub(super) struct Failed {
+    /// Why, in words.
+    pub(super) reason: String,
+    /// The rule that the backend broke, if that is why, and if the device is strict.
+    pub(super) deviation: Option<Deviation>,
+}
+
+impl Failed {
+    fn of(error: &device_process::Error) -> Self {
+        Self {
+            reason: causes(error),
+            deviation: match error {
+                device_process::Error::Unsuccessful { deviation, .. } => *deviation,
+                _ => None,
+            },
+        }
+    }
+}
+
 /// A device process that is back from a call, with what the call gave.
-pub(super) type Returned<T> = Result<(DeviceProcess, Result<T, String>), Death>;
+pub(super) type Returned<T> = Result<(DeviceProcess, Result<T, Failed>), Death>;
 
 /// Starts a device process.
 ///
@@ -109,7 +142,7 @@ pub(super) fn spawn(
 /// Finds out how a device process ended, if it has.
 pub(super) fn ended(process: &mut DeviceProcess) -> Option<Death> {
     let death = Death::of(process.exit_report()?);
-    Some(death.with_missing_calls(process))
+    Some(death.with_last_words(process))
 }
 
 /// Makes one call on a device process. A call that fails and leaves the process as it was gives the reason.
@@ -124,8 +157,8 @@ pub(super) fn call<T>(
         Ok(value) => Ok((process, Ok(value))),
         Err(error) if error.is_fatal() => Err(end_after(process, &error)),
         Err(error) => {
-            let reason = causes(&error);
-            Ok((process, Err(reason)))
+            let failed = Failed::of(&error);
+            Ok((process, Err(failed)))
         }
     }
 }
@@ -161,7 +194,7 @@ pub(super) fn shut_down(mut process: DeviceProcess) -> Death {
         Ok(report) => Death::of(&report),
         Err(error) => Death::unknown(pid, &causes(&error)),
     };
-    death.with_missing_calls(&process)
+    death.with_last_words(&mut process)
 }
 
 /// Ends a process that is of no use any more, for this reason.
@@ -171,7 +204,7 @@ pub(super) fn end(mut process: DeviceProcess, reason: &str) -> Death {
         Ok(_) => Death::unknown(pid, reason),
         Err(error) => Death::unknown(pid, &format!("{reason}; it cannot be killed: {error}")),
     };
-    death.with_missing_calls(&process)
+    death.with_last_words(&mut process)
 }
 
 /// Finds out how a process ended whose call failed.

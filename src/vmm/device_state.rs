@@ -1,5 +1,6 @@
 //! What the main loop knows of its device, and how it is shown.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use devices::control::DeviceEvent;
 use devices::control::RefusedRequest;
 use devices::device_process::DeviceProcess;
 use vm_control::DeviceId;
+use vmm_vhost::deviation::Rule;
 use vmm_vhost::message::RequestCode;
 
 use super::backend_socket::BackendSocket;
@@ -54,6 +56,8 @@ pub(super) struct Device {
     pub(super) ended: Option<String>,
     pub(super) restarts: u32,
     pub(super) last_refused: Option<RefusedReport>,
+    /// The rules that the backend broke in all lives, and how often.
+    pub(super) deviations: BTreeMap<Rule, u64>,
     pub(super) interrupt: Option<InterruptEvent>,
     born: Option<Instant>,
     /// How many lives in a row were short.

@@ -10,6 +10,7 @@
 //! {"event":"connected","backend":"/run/fs.sock","backend_pid":90}
 //! {"event":"serving","device":"fs","device_pid":101,"features":"0x140000000","protocol_features":"0x400020","channel":true,"regions":[…],"jail":{…}}
 //! {"event":"refused","device":"fs","request":"SHMEM_MAP","shmid":0,"offset":4096,"len":4096,"errno":"EEXIST","suppressed":0}
+//! {"event":"deviation","device":"fs","rule":"map-flags","source":"spec","channel":"request","message":"SHMEM_MAP","field":"flags","value":6,"text":"…"}
 //! {"event":"backend_ended","pid":90}
 //! {"event":"device_ended","device":"fs","pid":101,"how":"device process 101: backend disconnected","dropped":3}
 //! {"event":"stopped","reason":"SIGTERM"}
@@ -22,6 +23,17 @@ use serde::Serialize;
 
 use super::proof::Proof;
 use crate::control::message::RegionReport;
+
+/// How often a rule was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviationCount {
+    /// The rule's name.
+    pub rule: &'static str,
+    /// Whose rule it is: `spec` or `portcullis`.
+    pub source: &'static str,
+    /// How often.
+    pub count: u64,
+}
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -120,6 +132,34 @@ pub enum Event {
         /// How many more there were since the last event of this kind, and not told.
         suppressed: u64,
     },
+    /// With `--strict`: the backend broke a rule of the protocol. Told once for each rule; the end has the count.
+    Deviation {
+        /// The device's name.
+        device: String,
+        /// The rule's name.
+        rule: &'static str,
+        /// Whose rule it is: `spec` or `portcullis`.
+        source: &'static str,
+        /// `main` or `request`: the channel.
+        channel: &'static str,
+        /// The message, by its name; `null` where there was none.
+        message: Option<String>,
+        /// The part of the message that the rule is about.
+        field: &'static str,
+        /// What was in it.
+        value: u64,
+        /// What the rule asks for.
+        text: &'static str,
+    },
+    /// With `--strict`: all rules that the backend broke, told before the end, even if there are none.
+    Deviations {
+        /// The device's name.
+        device: String,
+        /// The rules, each with how often it was broken.
+        rules: Vec<DeviationCount>,
+        /// How often in all.
+        count: u64,
+    },
     /// The device was reset.
     Reset {
         /// The device's name.
@@ -212,6 +252,19 @@ mod tests {
                 suppressed: 0,
             },
             r#"{"event":"refused","device":"fs","request":"SHMEM_MAP","shmid":0,"offset":4096,"len":4096,"errno":"EEXIST","suppressed":0}"#,
+        );
+        let count = DeviationCount {
+            rule: "map-flags",
+            source: "spec",
+            count: 2,
+        };
+        check(
+            &Event::Deviations {
+                device: "fs".into(),
+                rules: vec![count],
+                count: 2,
+            },
+            r#"{"event":"deviations","device":"fs","rules":[{"rule":"map-flags","source":"spec","count":2}],"count":2}"#,
         );
         check(
             &Event::DeviceEnded {

@@ -89,6 +89,14 @@ pub enum Error {
         #[source]
         source: BindError,
     },
+    /// The backend broke rules of the protocol, in a run that is to tell.
+    #[error("the backend broke rules of the protocol: {rules} of them, {count} times in all")]
+    Deviations {
+        /// How many different rules.
+        rules: usize,
+        /// How often in all.
+        count: u64,
+    },
     /// The device did not start, or ended when the VMM was to end with it.
     #[error("{how}")]
     Device {
@@ -170,7 +178,8 @@ pub fn signals() -> io::Result<SignalFd> {
 /// Runs a VMM until it is asked to stop, by a signal of `signals` among others.
 ///
 /// # Errors
-/// It could not start, or with [`Config::once`] its device did not end well.
+/// It could not start, with [`Config::once`] its device did not end well, or with
+/// [`DeviceOptions::strict`](super::config::DeviceOptions::strict) the backend broke rules, which comes before the others.
 pub fn run(config: &Config, signals: SignalFd, observer: &mut dyn Observer) -> Result<(), Error> {
     let mut vmm = Vmm::new(config, observer, signals)?;
     vmm.announce();

@@ -5,6 +5,7 @@ mod backend_socket;
 mod clients;
 pub mod config;
 mod device;
+mod device_events;
 mod device_state;
 pub mod events;
 pub mod frontend_device;

@@ -9,7 +9,6 @@ use base::Event as InterruptEvent;
 use base::EventType;
 use devices::control::BackendInfo;
 use devices::control::ConnectOptions;
-use devices::control::DeviceEvent;
 use devices::control::RegionSource;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
@@ -23,10 +22,7 @@ use super::config::Restart;
 use super::device;
 use super::device::Death;
 use super::device_state::Backend;
-use super::device_state::Heed;
 use super::device_state::Watch;
-use super::device_state::closed_words;
-use super::device_state::refused_report;
 use super::events::Event;
 use super::main_loop::Ending;
 use super::main_loop::Error;
@@ -39,8 +35,6 @@ use crate::text::causes;
 
 /// The pause where there was no life at all, or can be none as things are.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// How long nothing is heard of a device process that has told too much.
-const DEAFNESS: Duration = Duration::from_millis(50);
 /// How long the end of the VMM waits for a call that has lost its process.
 const LAST_CALL: Duration = Duration::from_secs(5);
 
@@ -180,6 +174,7 @@ impl Vmm<'_> {
                 [] => RegionSource::Backend,
                 regions => RegionSource::Given(regions.to_vec()),
             },
+            strict: options.strict,
             ..ConnectOptions::default()
         };
         self.device.interrupt = Some(interrupt);
@@ -230,6 +225,8 @@ impl Vmm<'_> {
                     result,
                 } => {
                     let stats = self.keep(result).and_then(Result::ok);
+                    // What was counted by now is told by now.
+                    self.device_events();
                     self.report(client, &request, stats.as_ref());
                 }
             }
@@ -283,6 +280,7 @@ impl Vmm<'_> {
         match result {
             Ok((process, value)) => {
                 self.device.process = Some(process);
+                let value = value.map_err(|failed| self.note_failed(failed));
                 // It may have told something, or ended, while the call was out.
                 self.device.heed_events(&self.wait, EventType::Read);
                 self.device_ended();
@@ -325,70 +323,10 @@ impl Vmm<'_> {
         });
     }
 
-    /// Tells what the device process has to tell.
-    pub(super) fn device_events(&mut self) {
-        let (events, heed) = self.device.read_events();
-        let interest = match heed {
-            Heed::Now => EventType::Read,
-            Heed::Later | Heed::Never => EventType::None,
-        };
-        self.device.heed_events(&self.wait, interest);
-        if heed == Heed::Later
-            && let Err(error) = self.deafness.start(DEAFNESS)
-        {
-            self.fail(Error::Loop(error));
-        }
-        for event in events {
-            self.device_event(event);
-        }
-    }
-
-    /// Goes on listening to a device process that has told too much.
-    pub(super) fn heed_device(&mut self) -> io::Result<()> {
-        self.deafness.take()?;
-        self.device.heed_events(&self.wait, EventType::Read);
-        Ok(())
-    }
-
     /// Ends the device process for a reason, if no call has it.
     fn end_process(&mut self, reason: &str) {
         if let Some(process) = self.device.process.take() {
             self.died(device::end(process, reason));
-        }
-    }
-
-    fn device_event(&mut self, event: DeviceEvent) {
-        let device = self.config.device.name.clone();
-        match event {
-            DeviceEvent::RequestRefused {
-                refused,
-                suppressed,
-            } => {
-                let report = refused_report(&refused);
-                self.device.last_refused = Some(report.clone());
-                let Some(untold) = self.device.may_tell() else {
-                    return;
-                };
-                self.observer.event(Event::Refused {
-                    device,
-                    request: report.request,
-                    shmid: report.shmid,
-                    offset: report.offset,
-                    len: report.len,
-                    errno: report.errno,
-                    suppressed: suppressed.saturating_add(untold),
-                });
-            }
-            DeviceEvent::ConfigChanged | DeviceEvent::VringError { .. }
-                if self.device.may_tell().is_none() => {}
-            DeviceEvent::ConfigChanged => self.observer.event(Event::ConfigChanged { device }),
-            DeviceEvent::VringError { index } => {
-                self.observer.event(Event::QueueError { device, index });
-            }
-            DeviceEvent::ChannelClosed { reason } => self.observer.event(Event::ChannelClosed {
-                device,
-                reason: closed_words(&reason),
-            }),
         }
     }
 
@@ -423,7 +361,11 @@ impl Vmm<'_> {
             how,
             is_orderly,
             missing,
+            deviations,
         } = death;
+        for (first, count) in deviations {
+            self.deviated(first, count);
+        }
         let is_logging = self.config.device.sandbox.violation == Violation::Log;
         if is_logging && pid.is_some() {
             self.observer.event(Event::PolicyLacks {
@@ -488,6 +430,9 @@ impl Vmm<'_> {
         }
         if self.device.id.is_some() {
             self.clean_up();
+        }
+        if let Some(error) = self.sum_up_deviations() {
+            self.ending = Some(Ending::Failed(error));
         }
         match self.ending.take() {
             Some(Ending::Failed(error)) => {

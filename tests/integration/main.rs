@@ -31,4 +31,5 @@ mod real_peers;
 mod regions;
 mod soak;
 mod stalls;
+mod strict;
 mod two_devices;

@@ -42,7 +42,7 @@ fn regions_with_gaps_are_separate() {
 fn check_refused(what: &str, payload: Vec<u8>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut script = Script::one_region(PAGE);
-    script.shmem_config = Some(payload);
+    script.answers.push((44, payload));
     let backend = ScriptedBackend::listen(dir.path(), "backend", script);
     let mut vm = TestVm::without_guest(BINARY, backend.path()).start();
     let ended = vm.process.event("device_ended");

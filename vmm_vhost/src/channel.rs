@@ -21,6 +21,7 @@
 //! make the socket readable.
 
 use std::io::IoSlice;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU32;
@@ -42,6 +43,8 @@ use crate::connection::Flaw;
 use crate::connection::Frame;
 use crate::connection::Received;
 use crate::connection::Unfinished;
+use crate::deviation::Deviation;
+use crate::deviation::Deviations;
 use crate::gate::Negotiated;
 use crate::gate::Peer;
 use crate::message::Direction;
@@ -103,6 +106,8 @@ pub struct ChannelConfig {
     pub peer: Peer,
     /// The socket blocks, and has a receive timeout (`SO_RCVTIMEO`): [`RequestChannel::receive_within_timeout`] may wait.
     pub has_timeout: bool,
+    /// Keep what the backend does against the protocol: [`RequestChannel::take_deviation`].
+    pub strict: bool,
 }
 
 impl Default for ChannelConfig {
@@ -112,6 +117,7 @@ impl Default for ChannelConfig {
             max_in_flight: 128,
             peer: Peer::Remote,
             has_timeout: false,
+            strict: false,
         }
     }
 }
@@ -158,6 +164,8 @@ pub struct RequestChannel {
     stats: ChannelStats,
     last_refused: Option<Refused>,
     log_limit: RateLimit,
+    /// Only of a strict channel.
+    deviations: Option<Box<Deviations>>,
 }
 
 /// How many refusals in a row are logged, and how often one more.
@@ -191,6 +199,7 @@ impl RequestChannel {
             stats: ChannelStats::default(),
             last_refused: None,
             log_limit: RateLimit::new(LOG_BURST, LOG_INTERVAL),
+            deviations: config.strict.then(Box::default),
         })
     }
 
@@ -233,10 +242,18 @@ impl RequestChannel {
         if let Ok(Received::Bytes(bytes)) = received {
             self.stats.reads += 1;
             self.stats.bytes += bytes as u64;
-        } else if received.is_err() {
-            self.broken = true;
         }
-        Ok(received?)
+        received.map_err(|error| self.give_up(error))
+    }
+
+    /// Notes that the channel can't go on, and why.
+    fn give_up(&mut self, error: impl Into<ChannelError>) -> ChannelError {
+        let error = error.into();
+        let was_broken = mem::replace(&mut self.broken, true);
+        if !was_broken && let Some(deviations) = &mut self.deviations {
+            deviations.note_end(&error);
+        }
+        error
     }
 
     /// Takes the next request that is whole, well formed and welcome. Others before it are refused
@@ -249,13 +266,13 @@ impl RequestChannel {
             let frame = match self.connection.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                Err(framing) => {
-                    self.broken = true;
-                    return Err(framing.into());
-                }
+                Err(framing) => return Err(self.give_up(framing)),
             };
             let code = frame.header.code;
             let due = self.negotiated.reply_due(&frame.header);
+            if let Some(deviations) = &mut self.deviations {
+                deviations.examine(&frame, &self.negotiated);
+            }
             let request = examine(frame, &self.negotiated, self.peer);
             self.stats.count_received(code);
             match request {
@@ -349,10 +366,7 @@ impl RequestChannel {
                     libc::EPERM | libc::ETOOMANYREFS if with_descriptor => {
                         self.replies.fail_front(failure_value(errno));
                     }
-                    _ => {
-                        self.broken = true;
-                        return Err(Connection::send_failure(errno).into());
-                    }
+                    _ => return Err(self.give_up(Connection::send_failure(errno))),
                 },
             }
         }
@@ -385,6 +399,17 @@ impl RequestChannel {
         self.last_refused
     }
 
+    /// Takes the next kind of deviation of which there is something new: the first one of the kind, and how many there were
+    /// since it was last taken. Always `None` on a channel that is not [strict](ChannelConfig::strict).
+    pub fn take_deviation(&mut self) -> Option<(Deviation, u64)> {
+        self.deviations.as_mut()?.take()
+    }
+
+    /// Tells whether deviations are kept.
+    pub fn is_strict(&self) -> bool {
+        self.deviations.is_some()
+    }
+
     /// The counters.
     pub fn stats(&self) -> ChannelStats {
         self.stats
@@ -393,6 +418,11 @@ impl RequestChannel {
     fn note_refused(&mut self, code: RequestCode, refusal: Refusal, answered: bool) {
         let errno = refusal.errno();
         self.stats.count_refused(errno);
+        if let Some(deviations) = &mut self.deviations
+            && let Some(deviation) = Deviation::of_refusal(code, &refusal)
+        {
+            deviations.note(deviation, 1);
+        }
         if let Some(unsaid) = self.log_limit.permit() {
             base::warn!(errno = errno.errno(), unsaid, "refused {code}: {refusal}");
         }

@@ -50,6 +50,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod deviation;
 pub mod message;
 
 mod channel;

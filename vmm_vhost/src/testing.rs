@@ -134,6 +134,7 @@ pub(crate) fn channel_with(negotiated: Negotiated, peer: Peer) -> (RawPeer, Requ
         max_in_flight: 128,
         peer,
         has_timeout: false,
+        strict: false,
     })
 }
 

@@ -90,6 +90,7 @@ mod tests {
             max_in_flight: 8,
             peer: Peer::InProcess,
             has_timeout: false,
+            strict: false,
         };
         let mut channel = RequestChannel::new(ours, config).expect("a valid configuration");
         let mut taken = Vec::new();

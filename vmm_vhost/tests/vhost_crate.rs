@@ -75,6 +75,7 @@ mod tests {
             max_in_flight: 4,
             peer: Peer::Remote,
             has_timeout: false,
+            strict: false,
         };
         let socket = OwnedFd::from(socket).into();
         let mut server =

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base::TubeError;
 use remain::sorted;
 use thiserror::Error;
+use vmm_vhost::deviation::Deviation;
 
 use crate::control::MAX_CONFIG_BYTES;
 use crate::shmem_config::ShmemConfigError;
@@ -91,6 +92,8 @@ pub enum Error {
         call: &'static str,
         /// What it reports.
         message: String,
+        /// The rule that the backend broke, if that is why, and if the device is [strict](crate::control::ConnectOptions::strict).
+        deviation: Option<Deviation>,
     },
 }
 

@@ -409,6 +409,7 @@ impl DeviceProcess {
             Ok(ControlResponse::Failed(failure)) => Err(Error::Unsuccessful {
                 call,
                 message: failure.message,
+                deviation: failure.deviation,
             }),
             Ok(response) => Ok(response),
             Err(TubeError::Disconnected) => Err(Error::Ended { pid }),

@@ -27,6 +27,7 @@ use vmm_vhost::Negotiated;
 use vmm_vhost::Peer;
 
 use vmm_vhost::RequestChannel;
+use vmm_vhost::deviation::Deviation;
 use vmm_vhost::message::ProtocolFeatures;
 
 use crate::control::Activation;
@@ -81,6 +82,13 @@ impl ServeError {
             _ => None,
         }
     }
+
+    fn deviation(&self) -> Option<Deviation> {
+        match self {
+            Self::Frontend(error) => error.deviation(),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, EventToken)]
@@ -105,6 +113,8 @@ pub(super) struct Control {
     /// Our end of the pipe through which the backend's own state moves.
     transfer: Option<File>,
     resetting: bool,
+    /// Whether the VMM wants to know what the backend does against the protocol.
+    strict: bool,
     // Closed last, and after the wait context that it is in.
     _worker_ended: Event,
 }
@@ -137,6 +147,7 @@ impl Control {
             notifier_region: None,
             transfer: None,
             resetting: false,
+            strict: false,
             _worker_ended: worker_ended,
         })
     }
@@ -185,12 +196,16 @@ impl Control {
             Ok(None) => (ControlResponse::Done, Some(Exit::Shutdown)),
             Err(error) => {
                 let exit = error.fatal();
+                let deviation = error.deviation().filter(|_| self.strict);
                 let message = format!("{:#}", anyhow::Error::from(error));
                 // The VMM decides what to make of the others; a guest may cause them as often as it likes.
                 if exit.is_some() {
                     error!("{message}");
                 }
-                (ControlResponse::Failed(Failure { message }), exit)
+                (
+                    ControlResponse::Failed(Failure { message, deviation }),
+                    exit,
+                )
             }
         };
         match self.tube.send(&response) {
@@ -206,6 +221,7 @@ impl Control {
     ) -> Result<Option<ControlResponse>, ServeError> {
         let response = match request {
             ControlRequest::Connect(options) => {
+                self.strict = options.strict;
                 let info = self.frontend.connect(&options)?;
                 self.notifier_region = options.notifier_region;
                 self.negotiated = Some(Negotiated {
@@ -295,6 +311,7 @@ impl Control {
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::Remote,
                 has_timeout: true,
+                strict: self.strict,
             },
         )?;
         self.worker.open(channel, self.notifier_region)?;

@@ -4,6 +4,9 @@ use std::io;
 
 use remain::sorted;
 use thiserror::Error;
+use vmm_vhost::deviation::Deviation;
+use vmm_vhost::deviation::Rule;
+use vmm_vhost::deviation::main_code;
 
 use super::raw::RawError;
 use crate::control::MAX_CONFIG_BYTES;
@@ -96,6 +99,36 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the rule that the backend broke, if that is what went wrong.
+    pub fn deviation(&self) -> Option<Deviation> {
+        use vhost::vhost_user::Error as Wire;
+        let (rule, code, value) = match self {
+            Self::Raw(RawError::NotTheReply { code, flags, .. }) => {
+                (Rule::MainReply, *code, u64::from(*flags))
+            }
+            Self::Raw(RawError::ReplySize { code, got, .. }) => {
+                (Rule::MainReplySize, *code, u64::from(*got))
+            }
+            Self::ConfigAnswer { offset, .. } => (
+                Rule::ConfigReply,
+                main_code("GET_CONFIG"),
+                u64::from(*offset),
+            ),
+            Self::LegacyList { count, .. } => (Rule::RegionList, LEGACY_REGIONS, *count),
+            Self::ShmemConfig(error) => return deviation_of_regions(*error),
+            // Which part of the reply was wrong, this client does not say.
+            Self::Vhost {
+                request,
+                source:
+                    vhost::Error::VhostUserProtocol(
+                        Wire::InvalidMessage | Wire::OversizedMsg | Wire::IncorrectFds,
+                    ),
+            } => (Rule::MainReply, main_code(request), 0),
+            _ => return None,
+        };
+        Some(Deviation { rule, code, value })
+    }
+
     /// Returns how the process has to end, if the main channel can't be used after this error.
     pub fn fatal(&self) -> Option<Exit> {
         use vhost::vhost_user::Error as Wire;
@@ -119,5 +152,65 @@ impl Error {
             },
             _ => None,
         }
+    }
+}
+
+/// crosvm's query for regions.
+const LEGACY_REGIONS: u32 = 1004;
+
+/// The rule that a list of regions breaks; `None` where it only asks for more than the VMM gives.
+fn deviation_of_regions(error: ShmemConfigError) -> Option<Deviation> {
+    let (rule, code, value) = match error {
+        ShmemConfigError::Count { announced, .. } => (
+            Rule::RegionCount,
+            main_code("GET_SHMEM_CONFIG"),
+            u64::from(announced),
+        ),
+        ShmemConfigError::PageMultiple { len, .. } => {
+            (Rule::RegionSize, main_code("GET_SHMEM_CONFIG"), len)
+        }
+        ShmemConfigError::Duplicate { shmid } | ShmemConfigError::Empty { shmid } => {
+            (Rule::RegionList, LEGACY_REGIONS, u64::from(shmid))
+        }
+        ShmemConfigError::RegionLimit { .. }
+        | ShmemConfigError::RegionsLimit { .. }
+        | ShmemConfigError::Reserved { .. }
+        | ShmemConfigError::TotalLimit { .. } => return None,
+    };
+    Some(Deviation { rule, code, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_backend_gets_wrong_is_a_deviation_and_a_limit_is_none() {
+        let of = |error: Error| {
+            error
+                .deviation()
+                .map(|found| (found.rule, found.code, found.value))
+        };
+        let not_the_reply = RawError::NotTheReply {
+            code: 15,
+            got: 16,
+            flags: 7,
+        };
+        assert_eq!(of(not_the_reply.into()), Some((Rule::MainReply, 15, 7)));
+        let config = Error::ConfigAnswer { offset: 8, len: 4 };
+        assert_eq!(of(config), Some((Rule::ConfigReply, 24, 8)));
+        let wire = Error::Vhost {
+            request: "GET_QUEUE_NUM",
+            source: vhost::Error::VhostUserProtocol(vhost::vhost_user::Error::InvalidMessage),
+        };
+        assert_eq!(of(wire), Some((Rule::MainReply, 17, 0)));
+        let twice = ShmemConfigError::Duplicate { shmid: 3 };
+        assert_eq!(of(twice.into()), Some((Rule::RegionList, 1004, 3)));
+        let limit = ShmemConfigError::RegionsLimit {
+            count: 20,
+            limit: 16,
+        };
+        assert_eq!(of(limit.into()), None);
+        assert_eq!(of(RawError::Closed { code: 15 }.into()), None);
     }
 }

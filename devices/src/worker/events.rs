@@ -2,13 +2,16 @@
 //!
 //! The event tube may be full for as long as the VMM likes. What can't be sent is remembered in one place a kind, so
 //! that a backend that causes events can't make them pile up: a config change is a flag, a refusal is the last one with
-//! a count, the end of a channel is its last reason.
+//! a count, the end of a channel is its last reason, a deviation is the first of its kind with a count.
 
 use base::AsRawDescriptor;
 use base::RateLimit;
 use base::RawDescriptor;
 use base::TubeError;
 use base::packet::PacketTube;
+use vmm_vhost::deviation::Deviation;
+use vmm_vhost::deviation::Deviations;
+use vmm_vhost::deviation::Rule;
 
 use crate::control::ChannelClosed;
 use crate::control::DeviceEvent;
@@ -24,7 +27,14 @@ pub(super) struct EventSender {
     refused: Option<RefusedRequest>,
     suppressed: u64,
     closed: Option<ChannelClosed>,
+    deviations: Deviations,
+    /// The rules of which something was told.
+    told: u64,
+    /// A deviation that had no room on the tube.
+    untold: Option<(Deviation, u64)>,
 }
+
+const _: () = assert!(Rule::ALL.len() <= 64, "a bit for each rule");
 
 impl EventSender {
     /// Sends events on `tube`; refusals no more often than `limit` allows.
@@ -38,6 +48,9 @@ impl EventSender {
             refused: None,
             suppressed: 0,
             closed: None,
+            deviations: Deviations::default(),
+            told: 0,
+            untold: None,
         }
     }
 
@@ -68,8 +81,31 @@ impl EventSender {
         self.flush();
     }
 
+    /// Counts deviations, and tells of the first of a kind.
+    pub(super) fn deviated(&mut self, deviation: Deviation, count: u64) {
+        self.deviations.note(deviation, count);
+        let bit = 1 << deviation.rule as u32;
+        if self.told & bit == 0 || self.limit.permit().is_some() {
+            self.told |= bit;
+            self.tell_deviations();
+        }
+    }
+
+    /// Tells of all deviations that were counted and not told, as far as there is room.
+    pub(super) fn tell_deviations(&mut self) {
+        while let Some((first, count)) = self.untold.take().or_else(|| self.deviations.take()) {
+            if !self.try_send(&DeviceEvent::Deviated { first, count }) {
+                self.untold = Some((first, count));
+                return;
+            }
+        }
+    }
+
     /// Sends what waits, as far as there is room.
     pub(super) fn flush(&mut self) {
+        if self.untold.is_some() {
+            self.tell_deviations();
+        }
         if self.config_changed && self.try_send(&DeviceEvent::ConfigChanged) {
             self.config_changed = false;
         }
@@ -103,7 +139,8 @@ impl EventSender {
         let something = self.config_changed
             || self.vring_error.is_some()
             || self.refused.is_some()
-            || self.closed.is_some();
+            || self.closed.is_some()
+            || self.untold.is_some();
         self.open && something
     }
 

@@ -180,6 +180,7 @@ impl Worker {
             };
             let next = channel.next_request();
             self.note_refusals();
+            self.note_deviations();
             match next {
                 Ok(Some(incoming)) => self.handle(incoming),
                 Ok(None) => return,

@@ -10,6 +10,8 @@ use vmm_vhost::ChannelError;
 use vmm_vhost::Flush;
 use vmm_vhost::RequestChannel;
 use vmm_vhost::Ticket;
+use vmm_vhost::deviation::Deviation;
+use vmm_vhost::message::RequestCode;
 
 use super::Intake;
 use super::MAX_IN_FLIGHT;
@@ -172,7 +174,23 @@ impl Worker {
         if let Some(ticket) = ticket {
             self.complete(ticket, Err(errno));
         }
+        if self.channel.as_ref().is_some_and(RequestChannel::is_strict)
+            && let Some(deviation) =
+                Deviation::of_errno(RequestCode(at.code), errno, at.shmid, at.offset, at.len)
+        {
+            self.events.deviated(deviation, 1);
+        }
         self.report_refusal(RefusedRequest { errno, ..at });
+    }
+
+    /// Passes on what the channel has seen against the protocol since the last look.
+    pub(super) fn note_deviations(&mut self) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        while let Some((first, count)) = channel.take_deviation() {
+            self.events.deviated(first, count);
+        }
     }
 
     /// Notes the requests that the channel itself has refused since the last look.
@@ -231,6 +249,7 @@ impl Worker {
             // What it had left to say has ended it already.
             return;
         }
+        self.note_deviations();
         let reason = closed_reason(error);
         match &reason {
             ChannelClosed::BrokenFraming { detail } => {

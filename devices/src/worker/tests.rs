@@ -125,6 +125,7 @@ impl Bench {
                 max_in_flight: MAX_IN_FLIGHT,
                 peer: Peer::Remote,
                 has_timeout: true,
+                strict: false,
             },
         )
         .unwrap();

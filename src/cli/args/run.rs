@@ -65,6 +65,10 @@ pub struct RunArguments {
     #[arg(long)]
     pub offset_only_unmap: bool,
 
+    /// Tell each rule of the protocol that the backend breaks, count them, and exit with 3 at the end if there were any.
+    #[arg(long)]
+    pub strict: bool,
+
     /// The protocol feature bit by which an old peer offers its shared memory regions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..64))]
     pub legacy_shmem_bit: Option<u8>,

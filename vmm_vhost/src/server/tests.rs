@@ -82,6 +82,7 @@ fn server<H: FrontendHandler>(handler: H) -> (RawPeer, FrontendServer<H>) {
         max_in_flight: 16,
         peer: crate::Peer::InProcess,
         has_timeout: false,
+        strict: false,
     };
     let server = FrontendServer::new(ours, config, handler).expect("a valid configuration");
     (RawPeer { socket: theirs }, server)

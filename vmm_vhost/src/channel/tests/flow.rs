@@ -39,6 +39,7 @@ fn limited(max_in_flight: usize) -> (RawPeer, RequestChannel) {
         max_in_flight,
         peer: Peer::Remote,
         has_timeout: false,
+        strict: false,
     })
 }
 
