@@ -29,6 +29,8 @@ const SECONDS: u64 = 3;
 const SEED: u64 = 7;
 /// Lives of each device before anything is counted: the first ones fill what is kept for ever.
 const WARM_UP: u32 = 3;
+/// So many lives are between two looks at what is left: a leak is found near its cause.
+const LIVES_A_LOOK: u64 = 64;
 /// By how much a VMM's own memory may differ between two counts: what its allocator keeps back differs.
 const MEMORY_SLACK_KIB: u64 = 1 << 10;
 
@@ -141,6 +143,9 @@ fn devices_that_come_go_and_misbehave_leave_nothing_behind() {
         hostile.live(&mut dice, &mut tally);
         if dice.once_in(8) {
             files.live(&mut dice, &mut tally);
+        }
+        if tally.lives.is_multiple_of(LIVES_A_LOOK) {
+            before.0.assert_nothing_left(hostile.vm());
         }
         bar.set_position(begin.elapsed().as_secs());
         bar.set_message(format!("{} lives", tally.lives));
