@@ -1,0 +1,4 @@
+//! `cargo fuzz run replies`: see the target's own text in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| portcullis_fuzz::replies(data));
