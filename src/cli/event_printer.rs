@@ -317,7 +317,7 @@ fn deviation(event: &Event) -> String {
         return String::new();
     };
     format!(
-        "{device}: the backend breaks {rule} ({source}) on the {channel} channel: {} has {field} {value:#x}; {text}",
+        "{device}: the backend breaks {rule} ({source}) on the {channel} channel: {} has {field} {value:#x}; the rule: {text}",
         message.as_deref().unwrap_or("it"),
     )
 }
@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(
             text(&event),
             "fs: the backend breaks map-flags (spec) on the request channel: SHMEM_MAP has flags 0x6; \
-             the flags of a map have no bit but those specified\n"
+             the rule: the flags of a map have no bit but those specified\n"
         );
         let rules = [("map-flags", "spec", 12), ("padding", "portcullis", 1)];
         let rules = rules.map(|(rule, source, count)| DeviationCount {

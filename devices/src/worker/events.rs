@@ -28,6 +28,8 @@ pub(super) struct EventSender {
     suppressed: u64,
     closed: Option<ChannelClosed>,
     deviations: Deviations,
+    /// As `limit`, which counts refusals.
+    deviation_limit: RateLimit,
     /// The rules of which something was told.
     told: u64,
     /// A deviation that had no room on the tube.
@@ -41,7 +43,7 @@ impl EventSender {
     pub(super) fn new(tube: PacketTube, limit: RateLimit) -> Self {
         Self {
             tube,
-            limit,
+            limit: limit.clone(),
             open: true,
             config_changed: false,
             vring_error: None,
@@ -49,6 +51,7 @@ impl EventSender {
             suppressed: 0,
             closed: None,
             deviations: Deviations::default(),
+            deviation_limit: limit,
             told: 0,
             untold: None,
         }
@@ -85,7 +88,7 @@ impl EventSender {
     pub(super) fn deviated(&mut self, deviation: Deviation, count: u64) {
         self.deviations.note(deviation, count);
         let bit = 1 << deviation.rule as u32;
-        if self.told & bit == 0 || self.limit.permit().is_some() {
+        if self.told & bit == 0 || self.deviation_limit.permit().is_some() {
             self.told |= bit;
             self.tell_deviations();
         }
