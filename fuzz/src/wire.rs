@@ -66,6 +66,7 @@ fn feed(stream: &[u8], cut: usize, mask: u8) -> Outcome {
             max_in_flight: 16,
             peer: Peer::Remote,
             has_timeout: false,
+            strict: true,
         },
     )
     .expect("a channel");
