@@ -19,8 +19,11 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
+use rustix::process::Signal;
+use rustix::process::pidfd_send_signal;
 use serde::Serialize;
 
+use self::backends::Mischief;
 use self::backends::Order;
 use self::fleet::Fleet;
 use super::bare;
@@ -89,6 +92,7 @@ pub(super) fn run(rounds: u16, json: bool) -> Result<()> {
         rounds,
         rows: Vec::new(),
     };
+    mischief(&mut report)?;
     guest_reads(&mut report)?;
     if !report.one_core {
         report.one_core = bare::place(Some(0), true).is_ok();
@@ -308,6 +312,7 @@ fn many_devices(report: &mut Report) -> Result<()> {
             let outcome = fleet.order(Order::Together {
                 workload: pairs,
                 millis: TOGETHER_MS,
+                mischief: None,
             })?;
             let total: u64 = outcome.pairs.iter().sum();
             let slowest = outcome.pairs.iter().min().copied().unwrap_or_default();
@@ -356,6 +361,59 @@ fn many_devices(report: &mut Report) -> Result<()> {
             format!("{count} devices: descriptors and threads of the VMM for one"),
             "",
             &held[place],
+        );
+    }
+    Ok(())
+}
+
+/// What 63 devices get done while the 64th misbehaves, beside what they do while it is idle. Unpinned: who sends without end must
+/// not keep the others from a CPU that it has for itself.
+fn mischief(report: &mut Report) -> Result<()> {
+    const KINDS: [(&str, Mischief); 5] = [
+        ("is idle", Mischief::Idle),
+        ("stops within a header", Mischief::HalfHeader),
+        ("sends bad requests and never reads", Mischief::BadRequests),
+        ("sends good requests and never reads", Mischief::NeverReads),
+        ("has a stopped device process", Mischief::NeverReads),
+    ];
+    let workload = workload(Mode::OneAtATime, 64 << 10, 4096, 1);
+    let mut ratios = KINDS.map(|_| Vec::new());
+    let mut fairness = KINDS.map(|_| Vec::new());
+    for _ in 0..report.rounds {
+        let mut of_idle = 0.0;
+        for (place, (name, mischief)) in KINDS.into_iter().enumerate() {
+            let mut fleet = Fleet::start(64, GIB, GUEST_ADDRESS)?;
+            if name == "has a stopped device process" {
+                let stopped = fleet.devices[0].pidfd();
+                pidfd_send_signal(stopped, Signal::STOP)?;
+            }
+            let outcome = fleet.order(Order::Together {
+                workload,
+                millis: TOGETHER_MS,
+                mischief: Some(mischief),
+            })?;
+            let others = &outcome.pairs[1..];
+            let total = float(others.iter().sum());
+            if mischief == Mischief::Idle {
+                of_idle = total;
+            }
+            let slowest = others.iter().min().copied().unwrap_or_default();
+            let fastest = others.iter().max().copied().unwrap_or_default();
+            ensure!(slowest > 0, "a device was not served while one {name}");
+            ratios[place].push(total / of_idle);
+            fairness[place].push(float(slowest) / float(fastest));
+        }
+    }
+    for (place, (name, _)) in KINDS.into_iter().enumerate() {
+        report.add(
+            format!("63 devices while one {name}: total"),
+            "",
+            &ratios[place],
+        );
+        report.add(
+            format!("63 devices while one {name}: slowest / fastest"),
+            "",
+            &fairness[place],
         );
     }
     Ok(())

@@ -9,6 +9,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::poll;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -229,6 +232,35 @@ impl Driver {
     fn map(&self, offset: u64, len: u64, need_reply: bool) -> io::Result<()> {
         let bytes = request(SHMEM_MAP, need_reply, offset, len, offset);
         bare::send(self.channel.as_fd(), &bytes, Some(self.file.as_fd()))
+    }
+
+    /// Sends bytes that are no whole request.
+    ///
+    /// # Errors
+    /// The call's errno.
+    pub(super) fn send_some(&self, bytes: &[u8]) -> io::Result<()> {
+        bare::send(self.channel.as_fd(), bytes, None)
+    }
+
+    /// Sends requests whenever there is room, and reads no reply: unmaps of what is not mapped, which are in order and refused with
+    /// ENOENT by the mapping service, or with a code that nobody knows.
+    ///
+    /// # Errors
+    /// The errno of a call, but for the lack of room.
+    pub(super) fn flood(&self, is_known: bool, deadline: Instant) -> io::Result<()> {
+        let code = if is_known { SHMEM_UNMAP } else { u32::MAX };
+        let bytes = request(code, true, 0, 4096, 0);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            let wait = rustix::time::Timespec::try_from(left).map_err(io::Error::other)?;
+            let room = PollFlags::OUT;
+            if poll(&mut [PollFd::new(&self.channel, room)], Some(&wait))? > 0 {
+                bare::send(self.channel.as_fd(), &bytes, None)?;
+            }
+        }
     }
 
     fn unmap(&self, offset: u64, len: u64, need_reply: bool) -> io::Result<()> {

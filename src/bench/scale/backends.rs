@@ -38,8 +38,25 @@ pub(super) enum Order {
     Area { offset: u64, len: u64 },
     /// The first one runs the workload's counted pairs.
     Pairs(Workload),
-    /// All run pairs of the workload for so long.
-    Together { workload: Workload, millis: u64 },
+    /// All run pairs of the workload for so long, but for the first one if it is up to something else.
+    Together {
+        workload: Workload,
+        millis: u64,
+        mischief: Option<Mischief>,
+    },
+}
+
+/// What one backend does while the others work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Mischief {
+    /// Nothing, for comparison.
+    Idle,
+    /// It stops within a header.
+    HalfHeader,
+    /// It sends requests that must be refused, and never reads an answer.
+    BadRequests,
+    /// It has as many good requests under way as there is room for, and never reads an answer.
+    NeverReads,
 }
 
 /// What came of an order.
@@ -112,14 +129,23 @@ fn obey(drivers: &mut [Driver], order: Order) -> Result<Outcome> {
                 last_ns: median(&took[took.len() - part..]),
             })
         }
-        Order::Together { workload, millis } => {
+        Order::Together {
+            workload,
+            millis,
+            mischief,
+        } => {
             let ready = Barrier::new(drivers.len());
             let counts: Result<Vec<u64>> = thread::scope(|scope| {
                 let threads: Vec<_> = drivers
                     .iter_mut()
-                    .map(|driver| {
+                    .enumerate()
+                    .map(|(place, driver)| {
                         let ready = &ready;
-                        scope.spawn(move || count(driver, &workload, millis, ready))
+                        let mischief = mischief.filter(|_| place == 0);
+                        scope.spawn(move || match mischief {
+                            Some(mischief) => misbehave(driver, mischief, millis, ready),
+                            None => count(driver, &workload, millis, ready),
+                        })
                     })
                     .collect();
                 let joined = threads.into_iter().map(|thread| {
@@ -148,6 +174,20 @@ fn count(driver: &mut Driver, workload: &Workload, millis: u64, ready: &Barrier)
         count += u64::from(driver.pairs(workload, PAIRS_A_LOOK, |_| ())?);
     }
     Ok(count)
+}
+
+/// Does something else for so long; no pairs come of it.
+fn misbehave(driver: &mut Driver, mischief: Mischief, millis: u64, ready: &Barrier) -> Result<u64> {
+    ready.wait();
+    let deadline = Instant::now() + Duration::from_millis(millis);
+    match mischief {
+        Mischief::Idle => {}
+        Mischief::HalfHeader => driver.send_some(&[9, 0, 0, 0, 9])?,
+        Mischief::BadRequests => driver.flood(false, deadline)?,
+        Mischief::NeverReads => driver.flood(true, deadline)?,
+    }
+    thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    Ok(0)
 }
 
 fn median(took: &[Duration]) -> u64 {
