@@ -5,45 +5,30 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use fixture::Dice;
     use portcullis_fuzz::TARGETS;
 
     /// Changes of each entry of the corpus.
     const CHANGES: u64 = 40;
 
-    /// Numbers that look random and are the same in each run (splitmix64).
-    struct Seeded(u64);
-
-    impl Seeded {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = self.0;
-            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word ^ (word >> 31)
-        }
-
-        fn below(&mut self, limit: usize) -> usize {
-            let limit = u64::try_from(limit.max(1)).expect("small");
-            usize::try_from(self.next() % limit).expect("small")
-        }
-    }
-
     /// Changes a byte or a bit, cuts, repeats or swaps parts: one to four times.
-    fn changed(entry: &[u8], random: &mut Seeded) -> Vec<u8> {
+    fn changed(entry: &[u8], random: &mut Dice) -> Vec<u8> {
         const EDGES: [u8; 6] = [0, 1, 0x7f, 0x80, 0xfe, 0xff];
         let mut bytes = entry.to_vec();
-        for _ in 0..=random.below(4) {
-            let place = random.below(bytes.len());
-            match random.below(6) {
-                _ if bytes.is_empty() => bytes.push(EDGES[random.below(6)]),
-                0 => bytes[place] ^= 1 << random.below(8),
-                1 => bytes[place] = EDGES[random.below(6)],
+        let mut below =
+            |limit: usize| usize::try_from(random.below(limit.max(1) as u64)).expect("small");
+        for _ in 0..=below(4) {
+            let place = below(bytes.len());
+            match below(6) {
+                _ if bytes.is_empty() => bytes.push(EDGES[below(6)]),
+                0 => bytes[place] ^= 1 << below(8),
+                1 => bytes[place] = EDGES[below(6)],
                 2 => bytes.truncate(place),
                 3 => {
                     let part = bytes[place..].to_vec();
                     bytes.extend_from_slice(&part[..part.len().min(64)]);
                 }
-                4 => bytes.insert(place, EDGES[random.below(6)]),
+                4 => bytes.insert(place, EDGES[below(6)]),
                 _ => drop(bytes.remove(place)),
             }
         }
@@ -65,7 +50,7 @@ mod tests {
             .collect();
         entries.sort();
         assert!(entries.len() >= 5, "{} entries", entries.len());
-        let mut random = Seeded(1);
+        let mut random = Dice::new(1);
         for entry in entries {
             let bytes = fs::read(&entry).expect("an entry is read");
             // Said only where the target panics.

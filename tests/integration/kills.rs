@@ -3,6 +3,7 @@
 use std::time::Duration;
 use std::time::Instant;
 
+use fixture::Dice;
 use fixture::Leftovers;
 use fixture::Process;
 use fixture::TestVm;
@@ -11,23 +12,13 @@ use rustix::process::Signal;
 use crate::rig::BINARY;
 use crate::rig::files_backend;
 
+/// Decides who dies when.
+const SEED: u64 = 0x5eed;
 const KILLS: u32 = 1_000;
 /// A life of the VMM's device is compared with an earlier one after so many.
 const COUNT_EVERY: u32 = 50;
 /// What the backend maps as soon as it is connected: that is the load.
 const FILES: u32 = 64;
-
-/// Numbers that look random and are the same in each run (xorshift).
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
 
 #[test]
 fn thousand_kills_under_load_leave_nothing_and_the_next_device_works() {
@@ -45,7 +36,7 @@ fn thousand_kills_under_load_leave_nothing_and_the_next_device_works() {
         .arg("on-failure")
         .start();
     let vmm = vm.process.pid();
-    let mut random = Seeded(0x5eed_0000_0000_0001);
+    let mut random = Dice::new(SEED);
     let mut before = None;
     // From the device process's death, and from the backend's return, until the device is served again.
     let mut back = [Vec::new(), Vec::new()];
@@ -63,11 +54,11 @@ fn thousand_kills_under_load_leave_nothing_and_the_next_device_works() {
             all_mapped(&mut backend, &vm);
         }
         // From before the backend's first request until after its last one.
-        let moment = Instant::now() + Duration::from_micros(random.next(4_000));
+        let moment = Instant::now() + Duration::from_micros(random.below(4_000));
         while Instant::now() < moment {
             std::hint::spin_loop();
         }
-        if !is_counted && !is_next_counted && random.next(3) > 0 {
+        if !is_counted && !is_next_counted && !random.once_in(3) {
             let device = serving["device_pid"].as_u64().expect("a pid");
             fixture::signal_pid(u32::try_from(device).expect("a pid"), Signal::KILL);
             since = Some((0, Instant::now()));

@@ -3,7 +3,6 @@
 //! `cargo test` runs a few seconds of it; `cargo xtask soak --minutes N` runs it longer, with a seed that it prints. What
 //! is done depends on the seed alone, how much of it on the time. Every answer of the frontend is checked on the way.
 
-mod dice;
 mod files;
 mod hostile;
 mod misbehaviours;
@@ -19,9 +18,9 @@ use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
 use indicatif::ProgressStyle;
 
-use self::dice::Dice;
 use self::files::FilesDevice;
 use self::hostile::HostileDevice;
+use fixture::Dice;
 
 /// How long it runs if the environment does not say.
 const SECONDS: u64 = 3;

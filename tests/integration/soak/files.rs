@@ -7,10 +7,10 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::Tally;
-use super::dice::Dice;
 use crate::rig::BINARY;
 use crate::rig::device_pid;
 use crate::rig::files_backend;
+use fixture::Dice;
 
 /// How many files the backend maps.
 const FILES: usize = 3;

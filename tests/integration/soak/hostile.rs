@@ -7,7 +7,6 @@ use fixture::Script;
 use fixture::TestVm;
 
 use super::Tally;
-use super::dice::Dice;
 use super::misbehaviours::ENDINGS;
 use super::misbehaviours::MISBEHAVIOURS;
 use crate::rig::EEXIST;
@@ -15,6 +14,7 @@ use crate::rig::ENOENT;
 use crate::rig::PAGE;
 use crate::rig::REGION;
 use crate::rig::Rig;
+use fixture::Dice;
 
 /// The most operations of one life.
 const OPERATIONS: u64 = 60;
