@@ -84,6 +84,7 @@ fn service_pair(bencher: Bencher<'_, '_>) {
                 guest_address: 1 << 32,
                 len: 1 << 20,
                 arena: None,
+                populate: 0,
             },
         )
         .expect("a region");

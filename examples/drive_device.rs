@@ -65,6 +65,7 @@ fn main() -> Result<()> {
             guest_address: 4 << 30,
             len: region.len,
             arena: Some(arena.clone()),
+            populate: 0,
         },
     )?;
     device.start()?;

@@ -67,6 +67,7 @@ fn main() -> Result<()> {
                 guest_address,
                 len: region.len,
                 arena: Some(arena.clone()),
+                populate: 0,
             },
         )?;
         arenas.push(arena);

@@ -298,6 +298,7 @@ impl Setup {
                 guest_address: (u64::from(shmid) + 1) << 32,
                 len: REGION,
                 arena: None,
+                populate: 0,
             };
             handle.add_region(id, region).expect("a region");
             (id, tube)

@@ -8,9 +8,11 @@
 
 use std::ffi::c_void;
 
+use rustix::mm::Advice;
 use rustix::mm::MapFlags;
 use rustix::mm::MremapFlags;
 use rustix::mm::ProtFlags;
+use rustix::mm::madvise;
 use rustix::mm::mmap;
 use rustix::mm::mmap_anonymous;
 use rustix::mm::mremap_fixed;
@@ -161,6 +163,19 @@ impl MemoryMappingArena {
                 MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
             )
         }?;
+        Ok(())
+    }
+
+    /// Fills in the pages of `size` bytes at `offset`, as if each were read once: one `madvise`. What files lack of them is allocated, or
+    /// read from where it is. Both are multiples of the page size, `size` is not 0.
+    ///
+    /// # Errors
+    /// `EINVAL` and `ERANGE` as in [`MemoryMappingArena::add_fd_mapping`], `EINVAL` also where nothing is mapped and before Linux
+    /// 5.14; `EFAULT` where the file has become too short. The pages before that are there.
+    pub fn populate(&self, offset: usize, size: usize) -> Result<()> {
+        let (address, footprint) = self.range(offset, size)?;
+        // SAFETY: the range lies within the reservation, `range` has checked it, and no content changes.
+        unsafe { madvise(address, footprint, Advice::LinuxPopulateRead) }?;
         Ok(())
     }
 

@@ -215,6 +215,7 @@ mod tests {
                 guest_address: 1 << 32,
                 len: 16 * PAGE,
                 arena: Some(arena.clone()),
+                populate: 0,
             };
             handle.add_region(device_id, region).unwrap();
             let (device, theirs) = InProcessDevice::start(memory, Event::new().unwrap()).unwrap();

@@ -102,6 +102,7 @@ mod tests {
             guest_address: 1 << 32,
             len: SLOTS * PAGE,
             arena: None,
+            populate: 0,
         };
         service.handle().add_region(device, region).unwrap();
         let (_device, theirs) = InProcessDevice::start(memory, Event::new().unwrap()).unwrap();

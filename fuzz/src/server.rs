@@ -207,6 +207,7 @@ pub fn server(data: &[u8]) {
             guest_address: (1 << 32) + place * (1 << 20),
             len: pages * PAGE,
             arena: None,
+            populate: 0,
         };
         handle.add_region(id, region).expect("a region");
     }

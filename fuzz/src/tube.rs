@@ -93,6 +93,7 @@ fn add(service: &MappingService, place: u64) -> (DeviceId, Tube) {
             guest_address: (1 << 32) + (4 * place + u64::from(shmid)) * PAGES * PAGE,
             len: PAGES * PAGE,
             arena: None,
+            populate: 0,
         };
         handle.add_region(id, region).expect("a region");
     }

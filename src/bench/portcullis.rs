@@ -103,6 +103,7 @@ pub(super) fn vmm(main: OwnedFd, cpu: Option<usize>) -> Result<()> {
                 guest_address: (index as u64 + 1) << 40,
                 len: region.len,
                 arena: None,
+                populate: 0,
             },
         )?;
     }

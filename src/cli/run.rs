@@ -68,6 +68,7 @@ fn config(arguments: &RunArguments) -> Result<Config, Failure> {
     device.max_mappings = arguments.max_mappings;
     device.max_bytes = arguments.max_bytes.map(|size| size.0);
     device.require_seals = arguments.require_seals;
+    device.populate = arguments.populate.0;
     device.offset_only_unmap = arguments.offset_only_unmap;
     device.strict = arguments.strict;
     device.legacy_shmem_bit = arguments.legacy_shmem_bit;
@@ -204,7 +205,11 @@ fn failure(error: vmm::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::args::Arguments;
+    use crate::cli::args::Command;
 
     #[test]
     fn device_type_names_the_device() {
@@ -220,5 +225,19 @@ mod tests {
             let failure = device_name(text).expect_err("refused");
             assert!(failure.advice().is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn pages_are_left_to_the_guest_unless_asked_otherwise() {
+        let populate = |more: &[&str]| {
+            let start = ["portcullis", "run", "--backend", "socket"];
+            let arguments = Arguments::try_parse_from(start.iter().chain(more));
+            let Command::Run(run) = arguments.expect("complete").command else {
+                panic!("another command");
+            };
+            config(&run).expect("it fits").device.populate
+        };
+        assert_eq!(populate(&[]), 0);
+        assert_eq!(populate(&["--populate", "1G"]), 1 << 30);
     }
 }

@@ -324,7 +324,7 @@ impl Device {
         config.connect.regions = regions;
         let mut process = DeviceProcess::spawn(&host.spawner(), config)?;
         let info = process.connect()?;
-        let regions = host.add_regions(id, name, &info.regions)?;
+        let regions = host.add_regions(id, &options, &info.regions)?;
         process.start()?;
         Ok(Self {
             id,

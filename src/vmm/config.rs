@@ -69,6 +69,8 @@ pub struct DeviceOptions {
     pub max_bytes: Option<u64>,
     /// Map only memory that is sealed against shrinking.
     pub require_seals: bool,
+    /// Bytes of memory that are filled in ahead of the guest, in each of its regions.
+    pub populate: u64,
     /// Let an unmap name its mapping by the offset alone.
     pub offset_only_unmap: bool,
     /// Tell what the backend does against the protocol.
@@ -89,6 +91,7 @@ impl DeviceOptions {
             max_mappings: 4096,
             max_bytes: None,
             require_seals: false,
+            populate: 0,
             offset_only_unmap: false,
             strict: false,
             regions: Vec::new(),

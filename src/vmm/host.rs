@@ -191,16 +191,21 @@ impl Host {
     pub fn add_regions(
         &self,
         id: DeviceId,
-        device: &str,
+        options: &DeviceOptions,
         regions: &[ShmemRegion],
     ) -> Result<Vec<Region>, Error> {
         regions
             .iter()
-            .map(|region| self.add_region(id, device, *region))
+            .map(|region| self.add_region(id, options, *region))
             .collect()
     }
 
-    fn add_region(&self, id: DeviceId, device: &str, region: ShmemRegion) -> Result<Region, Error> {
+    fn add_region(
+        &self,
+        id: DeviceId,
+        options: &DeviceOptions,
+        region: ShmemRegion,
+    ) -> Result<Region, Error> {
         let ShmemRegion { shmid, len } = region;
         let arena = Arena::new(len).map_err(|source| Error::Arena { shmid, len, source })?;
         let guest_address = lock(&self.layout)
@@ -213,7 +218,7 @@ impl Host {
         let slot = self
             .machine
             .add_memslot(MemslotConfig {
-                name: format!("{device}/{shmid}"),
+                name: format!("{}/{shmid}", options.name),
                 guest_address,
                 backing: Arc::new(arena.clone()),
                 read_only: false,
@@ -226,6 +231,7 @@ impl Host {
                 guest_address,
                 len,
                 arena: Some(arena),
+                populate: options.populate,
             },
         )?;
         Ok(Region {

@@ -265,7 +265,7 @@ impl Vmm<'_> {
         };
         match self
             .host
-            .add_regions(id, &self.config.device.name, &info.regions)
+            .add_regions(id, &self.config.device, &info.regions)
         {
             Ok(regions) => self.device.regions = regions,
             Err(error) => return self.died(device::end(process, &causes(&error))),

@@ -67,6 +67,7 @@ impl Bare {
                 guest_address: self.next_address,
                 len: region.len,
                 arena: Some(arena.clone()),
+                populate: 0,
             };
             self.handle.add_region(id, config).expect("a region");
             self.next_address += region.len;

@@ -241,7 +241,8 @@ impl Vm {
             Err(error) => panic!("{error:?}"),
         };
         let machine = host.machine();
-        let (id, memory) = host.add_device(&DeviceOptions::new("blobs")).unwrap();
+        let options = DeviceOptions::new("blobs");
+        let (id, memory) = host.add_device(&options).unwrap();
         let change = Event::new().unwrap();
         let stream = UnixStream::connect(socket).unwrap();
         let mut config =
@@ -249,7 +250,7 @@ impl Vm {
         config.program = Some(env!("CARGO_BIN_EXE_portcullis").into());
         let mut process = DeviceProcess::spawn(&host.spawner(), config).unwrap();
         let info = process.connect().unwrap();
-        let regions = host.add_regions(id, "blobs", &info.regions).unwrap();
+        let regions = host.add_regions(id, &options, &info.regions).unwrap();
         process.start().unwrap();
         let process = Arc::new(Mutex::new(process));
         let interrupt = Event::new().unwrap();

@@ -87,6 +87,7 @@ impl Setup {
             guest_address: 1 << 32,
             len: region_len(),
             arena: None,
+            populate: 0,
         };
         service.handle().add_region(id, region).expect("a region");
         let memory = SharedMemory::new("bench", region_len()).expect("memory");

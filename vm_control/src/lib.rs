@@ -8,6 +8,7 @@
 mod extents;
 mod limits;
 mod own_memory;
+mod populate;
 mod reason;
 mod region_table;
 mod report;

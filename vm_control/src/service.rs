@@ -30,6 +30,7 @@ use crate::limits::share_of_areas;
 
 /// Names one device among all that the service ever had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(test, derive(Default))]
 pub struct DeviceId(u32);
 
 impl fmt::Display for DeviceId {
@@ -94,6 +95,13 @@ pub struct RegionConfig {
     pub len: u64,
     /// The reserved range behind it, of the same length; [`ArenaVm`](crate::ArenaVm) makes one where there is none.
     pub arena: Option<Arena>,
+    /// Bytes of new mappings whose pages are filled in ahead of the guest, in all for as long as the region is there; 0 for none.
+    ///
+    /// Of memfds only, on a thread of the [`ArenaVm`](crate::ArenaVm)'s own, after the mapping was made: the answer does not wait for it.
+    /// The pages that a sparse file lacks are allocated then, on this process's account, and stay with the file when it is
+    /// unmapped, so that this is also how much memory a backend can have the process allocate without the guest's help. Where
+    /// shared memory comes in huge pages (`shmem_enabled`) it can be a huge page for each page.
+    pub populate: u64,
 }
 
 /// What went with a device.

@@ -19,6 +19,8 @@ use base::page_size;
 use base::seal;
 
 use crate::own_memory;
+use crate::populate::Allowance;
+use crate::populate::Populator;
 use crate::service::DeviceId;
 use crate::service::RegionConfig;
 
@@ -224,6 +226,10 @@ impl Arena {
         let mapping: &MemoryMappingArena = &self.mapping;
         mapping.remove_mapping(place(offset)?, place(footprint)?)
     }
+
+    pub(crate) fn populate(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.mapping.populate(place(offset)?, place(len)?)
+    }
 }
 
 fn place(offset: u64) -> Result<usize, Error> {
@@ -237,10 +243,20 @@ fn place(offset: u64) -> Result<usize, Error> {
 ///
 /// Where the file's own code may refuse the mapping, it is mapped elsewhere first: a refused `mmap` with `MAP_FIXED` leaves a
 /// hole, and another thread's memory could get there and be shown to the guest.
+///
+/// In a region with [`RegionConfig::populate`] the pages of memfds are filled in ahead of the guest, by a thread of its own.
 #[derive(Debug)]
 pub struct ArenaVm {
-    arenas: HashMap<RegionKey, Arena>,
+    regions: HashMap<RegionKey, ArenaRegion>,
     seals_leave_holes: bool,
+    /// From the first region on that has use for it.
+    populator: Option<Populator>,
+}
+
+#[derive(Debug)]
+struct ArenaRegion {
+    arena: Arena,
+    to_populate: Allowance,
 }
 
 impl Default for ArenaVm {
@@ -253,22 +269,53 @@ impl ArenaVm {
     /// Makes one without regions.
     pub fn new() -> Self {
         Self {
-            arenas: HashMap::new(),
+            regions: HashMap::new(),
             seals_leave_holes: seals_leave_holes(),
+            populator: None,
         }
     }
 
     /// Whether nothing but the kernel's memory management has a say in the mapping: so it is with memfds of ordinary pages,
     /// but for older kernels' check of the seals.
     fn accepts_in_place(&self, info: &DescriptorInfo, protection: Protection) -> bool {
-        info.kind == DescriptorKind::Memfd
-            && info.page_size == page_size() as u64
+        is_ordinary_memory(info)
             && !(self.seals_leave_holes && protection.allows(&Protection::write()))
     }
 
     fn arena(&self, region: RegionKey) -> Result<&Arena, Error> {
-        self.arenas.get(&region).ok_or(Error::new(libc::ENXIO))
+        let region = self.regions.get(&region).ok_or(Error::new(libc::ENXIO))?;
+        Ok(&region.arena)
     }
+
+    /// Has a new mapping's pages filled in as far as its region allows it. A file's pages may be on a disk, and a huge page takes long.
+    fn populate(&mut self, operation: &MapOperation<'_>) {
+        let Some(populator) = &self.populator else {
+            return;
+        };
+        let Some(region) = self.regions.get_mut(&operation.region) else {
+            return;
+        };
+        let MapSource::Descriptor { info, .. } = operation.source else {
+            return;
+        };
+        let len = region.to_populate.of(operation.len, page_size() as u64);
+        if len > 0
+            && is_ordinary_memory(info)
+            && populator.populate(&region.arena, operation.offset, len)
+        {
+            region.to_populate.spend(len);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn into_populator(self) -> Option<Populator> {
+        self.populator
+    }
+}
+
+/// Whether it is a memfd of ordinary pages.
+fn is_ordinary_memory(info: &DescriptorInfo) -> bool {
+    info.kind == DescriptorKind::Memfd && info.page_size == page_size() as u64
 }
 
 impl Vm for ArenaVm {
@@ -280,12 +327,17 @@ impl Vm for ArenaVm {
         if arena.len() != config.len {
             return Err(Error::new(libc::EINVAL));
         }
-        self.arenas.insert(region, arena);
+        let to_populate = Allowance::new(config.populate);
+        if !to_populate.is_spent() && self.populator.is_none() {
+            self.populator = Some(Populator::start()?);
+        }
+        let added = ArenaRegion { arena, to_populate };
+        self.regions.insert(region, added);
         Ok(())
     }
 
     fn remove_region(&mut self, region: RegionKey) {
-        self.arenas.remove(&region);
+        self.regions.remove(&region);
     }
 
     fn map(&mut self, operation: &MapOperation<'_>) -> Result<(), Error> {
@@ -303,7 +355,9 @@ impl Vm for ArenaVm {
             } => arena.map_elsewhere(operation, descriptor, offset),
             MapSource::External { address } => arena.duplicate(operation, address),
             MapSource::Vulkan { .. } => Err(Error::new(libc::EBADF)),
-        }
+        }?;
+        self.populate(operation);
+        Ok(())
     }
 
     fn unmap(&mut self, region: RegionKey, offset: u64, footprint: u64) -> Result<(), Error> {

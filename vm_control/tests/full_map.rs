@@ -68,6 +68,7 @@ mod tests {
             guest_address: 1 << 32,
             len: (pages * PAGE) as u64,
             arena: None,
+            populate: 0,
         };
         handle.add_region(id, region).expect("a region");
         let mut client = VmMemoryClient::new(tube, Generation::default());

@@ -153,6 +153,7 @@ mod tests {
             guest_address: 1 << 32,
             len: SLOTS * SLOT,
             arena: None,
+            populate: 0,
         };
         handle.add_region(id, region).expect("a region");
         let client = BatchClient::new(tube, Generation::default());

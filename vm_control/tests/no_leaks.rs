@@ -80,6 +80,7 @@ mod tests {
             guest_address: (1 << 32) + round * LEN,
             len: LEN,
             arena: None,
+            populate: 0,
         };
         handle.add_region(id, region).expect("a region");
         (id, tube)

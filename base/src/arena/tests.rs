@@ -290,6 +290,24 @@ fn mapping_that_moves_in_leaves_its_old_place() {
 }
 
 #[test]
+fn pages_are_filled_in_up_to_the_end_of_the_file() {
+    let arena = arena(4 * PAGE);
+    let file = memfd(&[7]);
+    ftruncate(&file, 2 * PAGE as u64).expect("it grows");
+    let mapped = arena.add_fd_mapping(0, 3 * PAGE, &file, 0, Protection::read());
+    assert_eq!(mapped, Ok(()));
+    let pages = || rustix::fs::fstat(&file).map(|stat| stat.st_blocks * 512 / 4096);
+    assert_eq!(pages(), Ok(1));
+    assert_eq!(arena.populate(0, 2 * PAGE), Ok(()));
+    assert_eq!(pages(), Ok(2));
+    assert_eq!(arena.populate(0, 3 * PAGE), Err(EFAULT));
+    let nothing = arena.populate(3 * PAGE, PAGE);
+    assert_eq!(nothing, Err(Error::new(libc::EINVAL)));
+    let outside = arena.populate(3 * PAGE, 2 * PAGE);
+    assert_eq!(outside, Err(Error::new(libc::ERANGE)));
+}
+
+#[test]
 fn mapping_that_moves_out_of_the_arena_is_erange_and_gone() {
     let arena = arena(4 * PAGE);
     let mapping = || {

@@ -136,6 +136,7 @@ mod tests {
             guest_address: (1 << 32) + place * PAGES * PAGE,
             len: PAGES * PAGE,
             arena: None,
+            populate: 0,
         };
         handle
             .add_region(id, region)

@@ -109,6 +109,7 @@ impl Bench {
             guest_address: GUEST_ADDRESS,
             len: REGION_BYTES,
             arena: Some(self.arena.clone()),
+            populate: 0,
         };
         self.service
             .handle()

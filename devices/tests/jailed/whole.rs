@@ -312,6 +312,7 @@ fn doorbell() -> Result<(), Skip> {
         guest_address: 1 << 33,
         len: 4 * PAGE,
         arena: Some(doorbells.clone()),
+        populate: 0,
     };
     bench
         .service

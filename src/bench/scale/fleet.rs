@@ -53,6 +53,19 @@ impl Fleet {
     /// # Errors
     /// If a process can't be started or ends early.
     pub(super) fn start(devices: u32, region: u64, guest_address: u64) -> Result<Fleet> {
+        Self::start_with(devices, region, guest_address, 0)
+    }
+
+    /// Starts such devices, each with regions of which `populate` bytes are filled in ahead of the guest.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub(super) fn start_with(
+        devices: u32,
+        region: u64,
+        guest_address: u64,
+        populate: u64,
+    ) -> Result<Fleet> {
         let (mut orders, theirs) = UnixStream::pair()?;
         let backends = Command::new(std::env::current_exe()?)
             .args(["bench-role", "backends"])
@@ -76,12 +89,12 @@ impl Fleet {
             backends,
         };
         for index in 0..u64::from(devices) {
-            fleet.add(region, guest_address + index * region)?;
+            fleet.add(region, guest_address + index * region, populate)?;
         }
         Ok(fleet)
     }
 
-    fn add(&mut self, region: u64, guest_address: u64) -> Result<()> {
+    fn add(&mut self, region: u64, guest_address: u64, populate: u64) -> Result<()> {
         let (main, theirs) = scm::stream_pair()?;
         let theirs = OwnedFd::from(theirs);
         bare::send(self.orders.as_fd(), &[0], Some(theirs.as_fd()))?;
@@ -111,6 +124,7 @@ impl Fleet {
                 guest_address,
                 len: region,
                 arena: Some(arena.clone()),
+                populate,
             },
         )?;
         process.start()?;

@@ -61,6 +61,10 @@ pub struct RunArguments {
     #[arg(long)]
     pub require_seals: bool,
 
+    /// Fill in the pages of so much mapped memory of each region ahead of the guest; a backend can have as much allocated.
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub populate: Size,
+
     /// Let an unmap name its mapping by the offset alone, as some published backends do.
     #[arg(long)]
     pub offset_only_unmap: bool,

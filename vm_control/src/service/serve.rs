@@ -343,6 +343,7 @@ impl Server {
             guest_address,
             len,
             ref arena,
+            populate: _,
         } = *config;
         let page_size = self.shared.page_size;
         let whole = len > 0 && len.is_multiple_of(page_size);

@@ -97,6 +97,7 @@ impl Fixture {
             guest_address: self.next_address,
             len: REGION_LEN,
             arena: Some(arena.clone()),
+            populate: 0,
         };
         self.next_address += REGION_LEN;
         self.handle.add_region(id, config).expect("a region");

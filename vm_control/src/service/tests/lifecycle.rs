@@ -193,6 +193,7 @@ fn region_that_meets_another_or_is_no_range_is_refused() {
             guest_address,
             len,
             arena: arena.cloned(),
+            populate: 0,
         };
         fixture.handle.add_region(device.id, config)
     };
