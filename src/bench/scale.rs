@@ -6,6 +6,7 @@
 
 pub(super) mod backends;
 mod fleet;
+mod populate;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -208,7 +209,7 @@ fn guest_reads(report: &mut Report) -> Result<()> {
             "",
             &ratios,
         );
-        Ok(())
+        populate::measure(report, &machine)
     })
 }
 
