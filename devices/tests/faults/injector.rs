@@ -17,6 +17,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread;
 use std::thread::JoinHandle;
@@ -48,6 +49,7 @@ struct State {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Injector {
     state: Arc<Mutex<State>>,
+    supervisor: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Injector {
@@ -57,17 +59,27 @@ impl Injector {
         let (listener, listeners) = std::sync::mpsc::channel();
         let state = Arc::clone(&self.state);
         // Started first, so that it is not under the filter itself.
-        let _supervisor: JoinHandle<()> = thread::Builder::new()
+        let supervisor = thread::Builder::new()
             .name("injector".to_owned())
             .spawn(move || {
                 if let Ok(listener) = listeners.recv() {
                     supervise(&listener, &state);
                 }
             })?;
+        *lock(&self.supervisor) = Some(supervisor);
         let installed = install(&program(calls))?;
         // The supervisor waits for it.
         let _ = listener.send(installed);
         Ok(())
+    }
+
+    /// Waits until the last thread of the filter has ended and the supervisor has closed its listener.
+    pub(crate) fn finish(&self) {
+        let supervisor = lock(&self.supervisor).take();
+        supervisor
+            .expect("a thread was filtered")
+            .join()
+            .expect("the supervisor does not panic");
     }
 
     /// Counts calls from now on, and lets the chosen one fail.
@@ -84,9 +96,13 @@ impl Injector {
         mem::take(&mut *self.state()).calls
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -181,7 +197,7 @@ fn answer(listener: &OwnedFd, state: &Mutex<State>) {
         error: 0,
         flags: 0,
     };
-    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = lock(state);
     match state.judge(call.data.nr) {
         Some(errno) => response.error = -errno,
         None => {

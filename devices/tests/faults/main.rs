@@ -278,6 +278,7 @@ mod tests {
             "{fault:?}"
         );
         drop((next, channel, service));
+        injector.finish();
         assert_eq!(areas_of("/memfd:faulty"), 0, "{fault:?}");
         (backend, calls)
     }
