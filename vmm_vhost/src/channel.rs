@@ -360,7 +360,8 @@ impl RequestChannel {
                     self.replies.advance(count);
                 }
                 Err(errno) => match errno.errno() {
-                    libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS => return Ok(Flush::Blocked),
+                    libc::EAGAIN => return Ok(Flush::Blocked),
+                    _ if errno.is_shortage() => return Ok(Flush::Blocked),
                     // The peer can refuse descriptors, or let too many of ours wait unread: that
                     // is no reason to end the channel.
                     libc::EPERM | libc::ETOOMANYREFS if with_descriptor => {

@@ -128,14 +128,21 @@ impl Worker {
         // What was collected was asked last, and waits behind everything that has left.
         let refused = self.service.discard();
         let first = self.waiting.len().saturating_sub(refused);
+        let last = self.waiting.back();
+        let is_only_the_order =
+            refused == 1 && last.is_some_and(|waiting| waiting.what == What::UnregisterAll);
         while self.waiting.len() > first
             && let Some(waiting) = self.waiting.pop_back()
         {
             if waiting.what == What::UnregisterAll {
-                // The mappings must go: with the tube, if not by this.
-                return Err(TubeError::Send(error));
+                self.unregister_all = true;
+            } else {
+                self.finish(waiting, &VmMemoryResponse::Err(error));
             }
-            self.finish(waiting, &VmMemoryResponse::Err(error));
+        }
+        if is_only_the_order {
+            // The mappings must go: with the tube, if not by this.
+            return Err(TubeError::Send(error));
         }
         Ok(true)
     }
