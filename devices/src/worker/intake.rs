@@ -231,4 +231,19 @@ mod tests {
         pace.came_ahead();
         assert_eq!(requests_until_steady(&mut pace), 4);
     }
+
+    #[test]
+    fn look_for_what_was_sent_ahead_is_due_every_so_often() {
+        let mut pace = Pace::default();
+        let mut due = Vec::new();
+        for count in 1..=2 * ALONE_PROBE {
+            pace.came_alone();
+            if pace.is_look_due() {
+                due.push(count);
+            }
+        }
+        assert_eq!(due, [ALONE_PROBE, 2 * ALONE_PROBE]);
+        pace.came_ahead();
+        assert!(!pace.is_steady());
+    }
 }

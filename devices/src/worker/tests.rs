@@ -115,6 +115,11 @@ impl Bench {
 
     /// Opens a request channel on which everything is negotiated that the worker serves; returns the backend's end.
     fn channel(&self) -> UnixStream {
+        self.channel_with(|_| ())
+    }
+
+    /// The same, with what `send` sends there before the worker looks.
+    fn channel_with(&self, send: impl FnOnce(&UnixStream)) -> UnixStream {
         let (ours, theirs) = channel_pair().unwrap();
         let theirs = UnixStream::from(OwnedFd::from(theirs));
         theirs.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -129,6 +134,7 @@ impl Bench {
             },
         )
         .unwrap();
+        send(&theirs);
         self.worker.open(channel, Some(NOTIFIERS)).unwrap();
         theirs
     }
@@ -303,15 +309,12 @@ fn both_dialects_are_served_on_one_channel() {
 fn requests_sent_ahead_travel_together_and_are_answered_in_order() {
     const COUNT: u32 = 64;
     let bench = Bench::new();
-    let backend = bench.channel();
-    for index in 0..COUNT {
-        let offset = u64::from(index) * PAGE;
-        send_map(
-            &backend,
-            offset,
-            if index % 2 == 0 { NEED_REPLY } else { 0 },
-        );
-    }
+    let backend = bench.channel_with(|backend| {
+        for index in 0..COUNT {
+            let offset = u64::from(index) * PAGE;
+            send_map(backend, offset, if index % 2 == 0 { NEED_REPLY } else { 0 });
+        }
+    });
     let batches = bench.grant(64);
     assert!(batches.iter().all(|len| *len <= MAX_BATCH), "{batches:?}");
     assert!(batches.len() < 64, "{batches:?}");

@@ -85,9 +85,9 @@ fn hang_up_is_seen_while_the_backend_is_waited_for() {
 fn backend_that_begins_to_send_ahead_is_served_in_batches() {
     let (bench, backend) = used_to_waiting();
     let ahead = 4 * ALONE_PROBE as usize;
-    for _ in 0..ahead {
-        send(&backend, UNMAP, NEED_REPLY, &mmap(0, 0, PAGE, 0), None);
-    }
+    // In one piece, so that it is not up to the scheduler what the worker finds there.
+    let unmap = message(UNMAP, NEED_REPLY, &mmap(0, 0, PAGE, 0));
+    (&backend).write_all(&unmap.repeat(ahead)).unwrap();
     let batches = bench.grant(ahead);
     assert!(batches.len() < ahead, "{batches:?}");
     for _ in 0..ahead {
