@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
 use base::Event;
@@ -28,6 +29,7 @@ use vmm_vhost::FrontendClient;
 use vmm_vhost::Outgoing;
 use vmm_vhost::message::MmapPayload;
 use vmm_vhost::message::RequestCode;
+use zerocopy::IntoBytes;
 
 const PAGE: u64 = 4096;
 /// The regions, by their ids, and their pages.
@@ -81,10 +83,7 @@ impl Sources {
         let memfd = || SharedMemory::new("fuzz", FILE_PAGES * PAGE).expect("a memfd");
         let (memory, sealed) = (memfd(), memfd());
         fcntl_add_seals(sealed.as_fd(), SealFlags::WRITE).expect("a seal");
-        let path = format!("/proc/self/fd/{}", {
-            use std::os::fd::AsRawFd;
-            memory.as_fd().as_raw_fd()
-        });
+        let path = format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd());
         Self {
             memory,
             sealed,
@@ -229,7 +228,8 @@ pub fn server(data: &[u8]) {
         let request = if step.is_map {
             match sources.descriptor(&step) {
                 Some(descriptor) => Outgoing::shmem_map(&payload, descriptor),
-                None => without_descriptor(&payload),
+                None => Outgoing::raw(RequestCode::SHMEM_MAP, payload.as_bytes(), None)
+                    .expect("forty bytes"),
             }
         } else {
             Outgoing::shmem_unmap(&payload)
@@ -249,19 +249,4 @@ pub fn server(data: &[u8]) {
             .collect();
         assert_eq!(recorded, model.lengths, "after {step:?}");
     }
-}
-
-/// A map request that lacks what is to be mapped.
-fn without_descriptor(payload: &MmapPayload) -> Outgoing<'static> {
-    let mut bytes = vec![payload.shmid; 1];
-    bytes.resize(8, 0);
-    for word in [
-        payload.fd_offset,
-        payload.shm_offset,
-        payload.len,
-        payload.flags,
-    ] {
-        bytes.extend_from_slice(&word.to_ne_bytes());
-    }
-    Outgoing::raw(RequestCode::SHMEM_MAP, &bytes, None).expect("forty bytes")
 }

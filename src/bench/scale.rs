@@ -36,7 +36,6 @@ use super::workload::Mode;
 use super::workload::Workload;
 use crate::vmm::machine::Machine;
 use crate::vmm::machine::MachineConfig;
-use crate::vmm::machine::MemslotConfig;
 
 /// Where the guest sees the first region.
 const GUEST_ADDRESS: u64 = 4 << 30;
@@ -163,12 +162,7 @@ fn guest_reads(report: &mut Report) -> Result<()> {
         let reader = Reader::start(scope, &machine);
         report.one_core = is_placed && bare::place(Some(0), true).is_ok();
         let mut fleet = Fleet::start(1, GIB, GUEST_ADDRESS)?;
-        let _slot = machine.add_memslot(MemslotConfig {
-            name: "bench0/0".to_owned(),
-            guest_address: GUEST_ADDRESS,
-            backing: Arc::new(fleet.arenas[0].clone()),
-            read_only: false,
-        })?;
+        let _slot = fleet.show(&machine, GUEST_ADDRESS)?;
         let (mut first, mut again) = (Vec::new(), Vec::new());
         for page in 0..SAMPLES {
             fleet.order(Order::Keep {

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -32,6 +33,9 @@ use super::backends::Order;
 use super::backends::Outcome;
 use super::backends::Plan;
 use crate::bench::bare;
+use crate::vmm::machine::Machine;
+use crate::vmm::machine::Memslot;
+use crate::vmm::machine::MemslotConfig;
 
 /// The devices, their service and their backends. All end when it is dropped.
 pub(super) struct Fleet {
@@ -39,7 +43,7 @@ pub(super) struct Fleet {
     outcomes: BufReader<UnixStream>,
     pub(super) devices: Vec<DeviceProcess>,
     /// Each device's region.
-    pub(super) arenas: Vec<Arena>,
+    arenas: Vec<Arena>,
     /// From the spawn of each device process until it served, the handshake with the backend included.
     pub(super) start: Vec<Duration>,
     service: MappingService,
@@ -132,6 +136,20 @@ impl Fleet {
         self.devices.push(process);
         self.arenas.push(arena);
         Ok(())
+    }
+
+    /// Shows the first device's region to the guest at `guest_address`, until the slot is dropped.
+    ///
+    /// # Errors
+    /// What keeps the machine from it.
+    pub(super) fn show(&self, machine: &Machine, guest_address: u64) -> Result<Memslot> {
+        let first = self.arenas.first().context("no device")?;
+        Ok(machine.add_memslot(MemslotConfig {
+            name: "bench0/0".to_owned(),
+            guest_address,
+            backing: Arc::new(first.clone()),
+            read_only: false,
+        })?)
     }
 
     /// Has the backends do something.

@@ -1,6 +1,5 @@
 //! A region whose pages are filled in ahead of the guest, beside one whose pages are left to the guest.
 
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -18,7 +17,6 @@ use super::micros;
 use super::workload;
 use crate::bench::workload::Mode;
 use crate::vmm::machine::Machine;
-use crate::vmm::machine::MemslotConfig;
 
 /// Bytes of one mapping, none of whose pages its file has.
 const LEN: u64 = 2 << 20;
@@ -38,12 +36,7 @@ pub(super) fn measure(report: &mut Report, machine: &Machine) -> Result<()> {
         for (place, populate) in [0, u64::MAX].into_iter().enumerate() {
             let base = GUEST_ADDRESS + 2 * GIB;
             let mut fleet = Fleet::start_with(1, GIB, base, populate)?;
-            let _slot = machine.add_memslot(MemslotConfig {
-                name: "bench0/0".to_owned(),
-                guest_address: base,
-                backing: Arc::new(fleet.arenas[0].clone()),
-                read_only: false,
-            })?;
+            let _slot = fleet.show(machine, base)?;
             for index in 0..SAMPLES {
                 let offset = GIB - (index + 1) * LEN;
                 fleet.order(Order::Area { offset, len: LEN })?;
