@@ -6,8 +6,8 @@
 //! bounded: a number of requests, one unsent batch, one socket buffer of replies.
 //!
 //! A backend that waits for each answer leaves one thing that can come next: its request, or the service's answer to it. The
-//! worker then receives that directly, for 2 ms at the most and 64 times in a row at the most, and asks the wait context
-//! in between.
+//! worker then receives that directly, for 2 ms (in whole ticks of the kernel, up to 8 at 250 Hz) and 64 times in a row at the
+//! most, and asks the wait context in between.
 //!
 //! One thing it can't help: closing a descriptor of a file system that the backend itself serves (FUSE) waits for the
 //! backend. That stalls this device and no other; the VMM's deadlines and its removal of the device do not depend on it.
