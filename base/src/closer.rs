@@ -3,36 +3,46 @@
 //! To close a file of a user file system waits until its server has flushed it. A thread that serves others can't afford
 //! that, so it hands such descriptors over.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::sync::mpsc::SyncSender;
-use std::sync::mpsc::TrySendError;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::Sender;
+use std::sync::mpsc::channel;
 use std::thread::Builder;
 
 use crate::IntoRawDescriptor;
 use crate::SafeDescriptor;
 
-/// How many descriptors wait for one that does not close: more than come at once.
-const ROOM: usize = 128;
-
-/// The closing thread is stuck, or there could be none. The descriptor stays open until this process ends.
+/// There is no thread to close descriptors on, and none could be started. The descriptor stays open until this process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("descriptors of a peer do not close")]
-pub struct CloserStuck;
+#[error("no thread could be started to close a peer's descriptors")]
+pub struct NoCloser;
 
 /// Closes descriptors of one peer on a thread of their own, which starts with the first and is never waited for.
+///
+/// It takes all that it is given. Who gives it descriptors of a peer that it does not trust takes no more from that peer while
+/// many are [waiting](Self::waiting), and sees by what was [closed](Self::closed) whether the thread is slow or stuck.
 #[derive(Debug, Default)]
 pub struct Closer {
-    queue: Option<SyncSender<SafeDescriptor>>,
+    thread: Option<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    queue: Sender<SafeDescriptor>,
+    handed_over: u64,
+    closed: Arc<AtomicU64>,
 }
 
 impl Closer {
     /// Hands `descriptor` over and returns at once.
     ///
     /// # Errors
-    /// [`CloserStuck`] if 128 others wait already. The peer should get no chance to send more: each of its descriptors
-    /// from here on is lost to this process.
-    pub fn close(&mut self, descriptor: SafeDescriptor) -> Result<(), CloserStuck> {
+    /// [`NoCloser`] if this was to be the thread's first and it does not start; the next call tries again. The peer should get no
+    /// chance to send more: this descriptor is lost to this process.
+    pub fn close(&mut self, descriptor: SafeDescriptor) -> Result<(), NoCloser> {
         self.close_with(descriptor, drop)
     }
 
@@ -40,27 +50,63 @@ impl Closer {
         &mut self,
         descriptor: SafeDescriptor,
         close: fn(SafeDescriptor),
-    ) -> Result<(), CloserStuck> {
-        let queue = self.queue.get_or_insert_with(|| start(close));
-        match queue.try_send(descriptor) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(descriptor) | TrySendError::Disconnected(descriptor)) => {
-                // To drop it would be to wait here after all.
-                let _open_for_good = descriptor.into_raw_descriptor();
-                Err(CloserStuck)
-            }
+    ) -> Result<(), NoCloser> {
+        let thread = match &mut self.thread {
+            Some(thread) => thread,
+            none => match Thread::start(close) {
+                Ok(thread) => none.insert(thread),
+                Err(_) => return Err(leave_open(descriptor)),
+            },
+        };
+        thread.handed_over += 1;
+        let sent = thread.queue.send(descriptor);
+        sent.map_err(|unsent| leave_open(unsent.0))
+    }
+
+    /// How many were handed over and are not closed yet.
+    pub fn waiting(&self) -> u64 {
+        match &self.thread {
+            Some(thread) => thread.handed_over - thread.closed.load(Ordering::Relaxed),
+            None => 0,
+        }
+    }
+
+    /// How many were closed so far.
+    pub fn closed(&self) -> u64 {
+        match &self.thread {
+            Some(thread) => thread.closed.load(Ordering::Relaxed),
+            None => 0,
         }
     }
 }
 
-/// Starts a thread that calls `close` with what comes out of the queue, until the queue's sender is dropped.
-fn start(close: fn(SafeDescriptor)) -> SyncSender<SafeDescriptor> {
-    let (sender, receiver): (_, Receiver<SafeDescriptor>) = sync_channel(ROOM);
-    // Without a thread the receiver is gone, which the sender reports.
-    let _detached = Builder::new()
-        .name(String::from("closer"))
-        .spawn(move || receiver.into_iter().for_each(close));
-    sender
+impl Thread {
+    /// Starts a thread that calls `close` with what comes out of the queue, until the queue's sender is dropped.
+    fn start(close: fn(SafeDescriptor)) -> io::Result<Self> {
+        let (queue, receiver): (_, Receiver<SafeDescriptor>) = channel();
+        let closed = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&closed);
+        let close_all = move || {
+            for descriptor in receiver {
+                close(descriptor);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let _detached = Builder::new()
+            .name(String::from("closer"))
+            .spawn(close_all)?;
+        Ok(Self {
+            queue,
+            handed_over: 0,
+            closed,
+        })
+    }
+}
+
+/// To drop it would be to wait here after all.
+fn leave_open(descriptor: SafeDescriptor) -> NoCloser {
+    let _open_for_good = descriptor.into_raw_descriptor();
+    NoCloser
 }
 
 #[cfg(test)]
@@ -68,40 +114,54 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::Event;
     use crate::WaitContext;
 
     /// How long a test waits before it fails.
     const PATIENCE: Duration = Duration::from_secs(10);
 
+    /// Waits until the other end of `watch` is closed.
+    #[track_caller]
+    fn wait_closed(watch: &SafeDescriptor) {
+        let context = WaitContext::build_with(&[(watch, ())]).expect("a set is made");
+        let ready = context.wait_timeout(PATIENCE).expect("waits");
+        assert!(ready.first().expect("the pipe's end is closed").is_hungup);
+    }
+
+    fn watched() -> (SafeDescriptor, SafeDescriptor) {
+        let (watch, descriptor) = rustix::pipe::pipe().expect("a pipe is made");
+        (watch.into(), descriptor.into())
+    }
+
     #[test]
     fn descriptors_are_closed_elsewhere() {
         let mut closer = Closer::default();
         for _ in 0..3 {
-            let (watch, descriptor) = rustix::pipe::pipe().expect("a pipe is made");
-            assert_eq!(closer.close(descriptor.into()), Ok(()));
-            let context = WaitContext::build_with(&[(&watch, ())]).expect("a set is made");
-            let ready = context.wait_timeout(PATIENCE).expect("waits");
-            assert!(ready.first().expect("the pipe's end is closed").is_hungup);
+            let (watch, descriptor) = watched();
+            assert_eq!(closer.close(descriptor), Ok(()));
+            wait_closed(&watch);
         }
     }
 
     #[test]
-    fn stuck_thread_is_reported_and_not_waited_for() {
-        let event = Event::new().expect("an eventfd is made");
-        let descriptor = || SafeDescriptor::from(event.try_clone().expect("duplicates"));
-        // Waits for the event, and leaves it signalled, before it closes it.
+    fn stuck_thread_is_seen_and_not_waited_for_and_closes_all_in_the_end() {
+        let (reader, writer) = watched();
+        // Blocks on a pipe's reading end while there is a writer, and fails at once on a writing end.
         let stall = |descriptor: SafeDescriptor| {
-            let context = WaitContext::build_with(&[(&descriptor, ())]).expect("a set is made");
-            let ready = context.wait_timeout(PATIENCE).expect("waits");
-            assert_eq!(ready.len(), 1);
+            let _ = rustix::io::read(&descriptor, &mut [0]);
         };
         let mut closer = Closer::default();
-        let accepted = (0..ROOM + 3)
-            .filter(|_| closer.close_with(descriptor(), stall).is_ok())
-            .count();
-        // The thread may have taken one out already.
-        assert!((ROOM..=ROOM + 1).contains(&accepted), "{accepted}");
-        event.signal().expect("signals");
+        assert_eq!((closer.waiting(), closer.closed()), (0, 0));
+        assert_eq!(closer.close_with(reader, stall), Ok(()));
+        let mut watches = Vec::new();
+        for count in 2..=300 {
+            let (watch, descriptor) = watched();
+            assert_eq!(closer.close_with(descriptor, stall), Ok(()));
+            assert_eq!((closer.waiting(), closer.closed()), (count, 0));
+            watches.push(watch);
+        }
+        drop(writer);
+        // The thread empties its queue although nobody holds the other end.
+        drop(closer);
+        watches.iter().for_each(wait_closed);
     }
 }

@@ -34,7 +34,7 @@ mod worker_thread;
 
 pub use arena::MemoryMappingArena;
 pub use closer::Closer;
-pub use closer::CloserStuck;
+pub use closer::NoCloser;
 pub(crate) use deadline::Deadline;
 pub use descriptor::AsRawDescriptor;
 pub use descriptor::Descriptor;

@@ -3,6 +3,7 @@
 //! Commands of the VMM reach the thread through a queue and an event; requests of devices through their tubes. The thread never
 //! waits for a device: what a device does not read in time costs that device its place.
 
+mod aside;
 mod batch;
 mod closing;
 mod device;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use base::AsRawDescriptor;
 use base::Event;
@@ -45,13 +47,19 @@ pub struct ServiceConfig {
     /// Areas of the process's memory map (VMAs) that the mappings of all devices together may need: each costs one, or two
     /// where it leaves a hole between itself and the next.
     pub max_areas: u64,
+    /// How long a device waits without one of its descriptors being closed, before it is dropped for [`GoneReason::Stalls`].
+    ///
+    /// What is refused and can take long to close is closed on a thread of the device's own. While more than 128 descriptors are
+    /// left to close there, nothing is read from the device; the others are served.
+    pub closing_patience: Duration,
 }
 
 impl Default for ServiceConfig {
-    /// Fifteen sixteenths of `vm.max_map_count`, as it is now.
+    /// Fifteen sixteenths of `vm.max_map_count`, as it is now, and five seconds.
     fn default() -> Self {
         Self {
             max_areas: share_of_areas(),
+            closing_patience: Duration::from_secs(5),
         }
     }
 }
@@ -127,7 +135,7 @@ pub enum GoneReason {
     /// What it sent is no batch of requests.
     #[error("the device broke the memory tube's protocol")]
     Protocol(#[source] TubeError),
-    /// Descriptors that it sent take for ever to close.
+    /// Descriptors that it sent take for ever to close, or no thread could be started to close them.
     #[error("the device sends descriptors that do not close")]
     Stalls,
 }
@@ -263,7 +271,7 @@ impl MappingService {
             config,
             receiver,
             wake.try_clone().map_err(ServiceError::Start)?,
-            serve::EventSink {
+            EventSink {
                 queue: events_sender,
                 happened: happened.try_clone().map_err(ServiceError::Start)?,
             },
@@ -304,6 +312,23 @@ impl Drop for MappingService {
             && thread.join().is_err()
         {
             base::error!("the mapping service's thread panicked");
+        }
+    }
+}
+
+/// Where events for the VMM go.
+struct EventSink {
+    queue: mpsc::Sender<ServiceEvent>,
+    happened: Event,
+}
+
+impl EventSink {
+    fn send(&self, event: ServiceEvent) {
+        // Nobody has to read the events.
+        if self.queue.send(event).is_ok()
+            && let Err(error) = self.happened.signal()
+        {
+            base::error!("mapping service: cannot signal an event: {error}");
         }
     }
 }

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
 use base::Closer;
-use base::CloserStuck;
 use base::DescriptorKind;
+use base::NoCloser;
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
@@ -48,12 +48,12 @@ pub(super) type Descriptors = DescriptorVec<MAX_BATCH>;
 /// Closes the descriptors of a packet.
 ///
 /// # Errors
-/// Some that can stall could not be handed over: the device must send no more.
+/// Some that can stall could not be handed over and stay open: the device must send no more.
 pub(super) fn close_all(
     descriptors: Descriptors,
     suspects: Suspects,
     closer: &mut Closer,
-) -> Result<(), CloserStuck> {
+) -> Result<(), NoCloser> {
     let mut outcome = Ok(());
     for (place, descriptor) in descriptors.into_iter().enumerate() {
         if suspects.contains(place) {
@@ -65,7 +65,7 @@ pub(super) fn close_all(
     outcome
 }
 
-fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), CloserStuck> {
+fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), NoCloser> {
     if closes_at_once(descriptor.as_fd()) {
         drop(descriptor);
         Ok(())
@@ -79,8 +79,11 @@ pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
     for _ in 0..PACKETS_TO_EMPTY {
         let mut descriptors = Descriptors::new();
         let received = tube.recv_packet(Wait::Never, &mut descriptors).map(drop);
-        // What can't be handed over stays open, which is reported below or has been.
-        let _ = close_all(descriptors, Suspects::ALL, closer);
+        if let Err(error) = close_all(descriptors, Suspects::ALL, closer) {
+            base::error!(
+                "mapping service: descriptors of a device that is gone stay open: {error}"
+            );
+        }
         if matches!(
             received,
             // Nothing is in it: the usual end.
@@ -94,8 +97,8 @@ pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
 
 fn hand_over(tube: Tube, closer: &mut Closer) {
     let tube: SafeDescriptor = tube.into_descriptor();
-    if closer.close(tube).is_err() {
-        base::error!("mapping service: the tube of a device that is gone does not close");
+    if let Err(error) = closer.close(tube) {
+        base::error!("mapping service: the tube of a device that is gone stays open: {error}");
     }
 }
 

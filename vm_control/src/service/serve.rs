@@ -7,9 +7,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use base::Closer;
-use base::CloserStuck;
 use base::Event;
 use base::EventToken;
+use base::NoCloser;
 use base::Tube;
 use base::TubeError;
 use base::WaitContext;
@@ -22,12 +22,16 @@ use base::warn;
 use super::Command;
 use super::DeviceConfig;
 use super::DeviceId;
+use super::EventSink;
 use super::GoneReason;
 use super::RegionConfig;
 use super::RemovedDevice;
 use super::ServiceConfig;
 use super::ServiceError;
 use super::ServiceEvent;
+use super::aside::Aside;
+use super::aside::Outcome;
+use super::aside::is_behind;
 use super::batch::Batch;
 use super::closing::Descriptors;
 use super::closing::Suspects;
@@ -51,25 +55,10 @@ enum Token {
     Device { id: u32 },
 }
 
-/// Where events for the VMM go.
-pub(super) struct EventSink {
-    pub(super) queue: mpsc::Sender<ServiceEvent>,
-    pub(super) happened: Event,
-}
-
-impl EventSink {
-    fn send(&self, event: ServiceEvent) {
-        // Nobody has to read the events.
-        if self.queue.send(event).is_ok()
-            && let Err(error) = self.happened.signal()
-        {
-            error!("mapping service: cannot signal an event: {error}");
-        }
-    }
-}
-
 /// How long to wait before trying once more to remove what could not be removed.
 const CLEANUP_PERIOD: Duration = Duration::from_millis(100);
+/// How long to wait before looking again at devices whose descriptors are not closed as fast as they come.
+const CLOSING_PERIOD: Duration = Duration::from_millis(10);
 
 /// A device and the service's end of its tube.
 struct Connected {
@@ -85,6 +74,8 @@ pub(super) struct Server {
     events: EventSink,
     shared: Shared,
     devices: BTreeMap<DeviceId, Connected>,
+    /// Devices that have to wait until their descriptors are closed: out of the wait context.
+    aside: Aside,
     /// Devices that are gone but for mappings that could not be removed.
     leaving: Vec<Device>,
     /// When to try that again.
@@ -113,6 +104,7 @@ impl Server {
                 page_size: page_size() as u64,
             },
             devices: BTreeMap::new(),
+            aside: Aside::new(config.closing_patience),
             leaving: Vec::new(),
             next_cleanup: Instant::now(),
             next_id: 0,
@@ -121,10 +113,9 @@ impl Server {
 
     pub(super) fn run(mut self) {
         loop {
-            let ready = if self.leaving.is_empty() {
-                self.wait.wait()
-            } else {
-                self.wait.wait_timeout(CLEANUP_PERIOD)
+            let ready = match self.period() {
+                None => self.wait.wait(),
+                Some(period) => self.wait.wait_timeout(period),
             };
             let events = match ready {
                 Ok(events) => events,
@@ -135,6 +126,9 @@ impl Server {
             };
             if !self.leaving.is_empty() && self.next_cleanup <= Instant::now() {
                 self.clean_up();
+            }
+            if !self.aside.is_empty() {
+                self.look_at_set_aside();
             }
             let mut commanded = false;
             for event in &events {
@@ -158,6 +152,56 @@ impl Server {
         self.clean_up();
         for device in &self.leaving {
             error!("{}: mappings are left", device.name());
+        }
+    }
+
+    /// How long to wait at the most before something has to be looked at.
+    fn period(&self) -> Option<Duration> {
+        if !self.aside.is_empty() {
+            Some(CLOSING_PERIOD)
+        } else if !self.leaving.is_empty() {
+            Some(CLEANUP_PERIOD)
+        } else {
+            None
+        }
+    }
+
+    /// Takes no packets of a device for now.
+    fn set_aside(&mut self, id: DeviceId) {
+        let Some(Connected { tube, closer, .. }) = self.devices.get(&id) else {
+            return;
+        };
+        if self.aside.contains(id) {
+            return;
+        }
+        match self.wait.delete(tube) {
+            Ok(()) => self.aside.insert(id, closer),
+            Err(error) => error!("mapping service: cannot stop waiting for a device: {error}"),
+        }
+    }
+
+    /// Serves those again whose descriptors are closed, and drops those whose never are.
+    fn look_at_set_aside(&mut self) {
+        let Self { aside, devices, .. } = self;
+        let ended = aside.look(|id| devices.get(&id).map(|connected| &connected.closer));
+        for (id, outcome) in ended {
+            match outcome {
+                Outcome::CaughtUp => self.take_back(id),
+                Outcome::Stuck => self.drop_device(id, GoneReason::Stalls),
+            }
+        }
+    }
+
+    /// Takes packets of a device again; where the kernel refuses, later.
+    fn take_back(&mut self, id: DeviceId) {
+        let Some(Connected { tube, .. }) = self.devices.get(&id) else {
+            return;
+        };
+        match self.wait.add(tube, Token::Device { id: id.0 }) {
+            Ok(()) => {
+                self.aside.remove(id);
+            }
+            Err(error) => error!("mapping service: cannot wait for a device: {error}"),
         }
     }
 
@@ -195,9 +239,23 @@ impl Server {
         let Some(connected) = self.devices.get_mut(&id) else {
             return false;
         };
-        let reason = match Self::serve_packet(connected, &mut self.shared, wait) {
-            Ok(served) => return served,
-            Err(reason) => reason,
+        if is_behind(&connected.closer) {
+            self.set_aside(id);
+            return false;
+        }
+        match Self::serve_packet(connected, &mut self.shared, wait) {
+            Ok(served) => served,
+            Err(reason) => {
+                self.drop_device(id, reason);
+                false
+            }
+        }
+    }
+
+    /// Removes a device and tells the VMM why.
+    fn drop_device(&mut self, id: DeviceId, reason: GoneReason) {
+        let Some(connected) = self.devices.get(&id) else {
+            return;
         };
         let device = connected.device.name().to_owned();
         match &reason {
@@ -215,7 +273,6 @@ impl Server {
             reason,
             mappings,
         });
-        false
     }
 
     fn serve_packet(
@@ -235,8 +292,8 @@ impl Server {
         let batch = match received {
             Ok(batch) => batch,
             Err(error) => {
-                // What can't be handed over stays open. The next suspect meets the same closer, and ends the device.
-                let _ = close_all(descriptors, Suspects::ALL, closer);
+                close_all(descriptors, Suspects::ALL, closer)
+                    .map_err(|NoCloser| GoneReason::Stalls)?;
                 return match error {
                     TubeError::TimedOut | TubeError::WouldBlock => Ok(false),
                     // The packet is still there, and so is the wait context.
@@ -257,7 +314,7 @@ impl Server {
         // Answered before the descriptors are closed: that takes time which nobody has to wait for.
         let closed = close_all(descriptors, suspects, closer);
         sent?;
-        closed.map_err(|CloserStuck| GoneReason::Stalls)?;
+        closed.map_err(|NoCloser| GoneReason::Stalls)?;
         Ok(true)
     }
 
@@ -395,7 +452,10 @@ impl Server {
             tube,
             mut closer,
         } = self.devices.remove(&id)?;
-        if let Err(error) = self.wait.delete(&tube) {
+        // One that was set aside is out of the wait context.
+        if !self.aside.remove(id)
+            && let Err(error) = self.wait.delete(&tube)
+        {
             error!("mapping service: cannot stop waiting for a device: {error}");
         }
         close_tube(tube, &mut closer);

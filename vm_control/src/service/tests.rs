@@ -1,5 +1,6 @@
 //! The whole service, over tubes, with real descriptors.
 
+mod closing;
 mod external;
 mod fixture;
 mod lifecycle;

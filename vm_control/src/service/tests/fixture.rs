@@ -25,12 +25,16 @@ use crate::GoneReason;
 use crate::MappingInfo;
 use crate::MappingService;
 use crate::RegionConfig;
+use crate::RequestBatch;
+use crate::ResponseBatch;
 use crate::ServiceConfig;
 use crate::ServiceEvent;
 use crate::ServiceEvents;
 use crate::ServiceHandle;
 use crate::Vm;
 use crate::VmMemoryDestination;
+use crate::VmMemoryRequest;
+use crate::VmMemoryResponse;
 use crate::VmMemorySource;
 use crate::api::ClientError;
 use crate::api::VmMemoryClient;
@@ -277,4 +281,39 @@ pub(super) fn assert_closed(read_end: &OwnedFd) {
 pub(super) fn watched() -> (OwnedFd, OwnedFd) {
     let (read_end, write_end) = std::io::pipe().expect("a pipe");
     (read_end.into(), write_end.into())
+}
+
+pub(super) fn map_request(fd: impl Into<SafeDescriptor>, page: u64) -> VmMemoryRequest {
+    VmMemoryRequest::RegisterMemory {
+        source: source(fd, 0),
+        dest: at(page * PAGE),
+        len: PAGE,
+        prot: READ,
+    }
+}
+
+pub(super) fn unmap_request(page: u64) -> VmMemoryRequest {
+    VmMemoryRequest::UnregisterMemory {
+        dest: at(page * PAGE),
+        len: PAGE,
+    }
+}
+
+pub(super) fn batch(requests: impl IntoIterator<Item = VmMemoryRequest>) -> RequestBatch {
+    RequestBatch {
+        generation: Generation::default(),
+        requests: requests.into_iter().collect(),
+    }
+}
+
+/// The answer to a refused request.
+pub(super) fn refused(errno: i32) -> VmMemoryResponse {
+    VmMemoryResponse::Err(base::Error::new(errno))
+}
+
+/// The answers to the next batch.
+#[track_caller]
+pub(super) fn received(tube: &Tube) -> Vec<VmMemoryResponse> {
+    let answers: ResponseBatch = tube.recv().expect("answered");
+    answers.responses.to_vec()
 }

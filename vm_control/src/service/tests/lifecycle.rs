@@ -348,7 +348,10 @@ fn quotas_are_kept_and_given_back() {
 
 #[test]
 fn areas_are_shared_by_all_devices_and_given_back() {
-    let config = ServiceConfig { max_areas: 5 };
+    let config = ServiceConfig {
+        max_areas: 5,
+        ..ServiceConfig::default()
+    };
     let mut fixture = Fixture::with(Box::new(ArenaVm::new()), config);
     let (mut one, mut other) = (fixture.add(named("fs0")), fixture.add(named("fs1")));
     assert_eq!(one.map(memfd(PAGE, 1), PAGE, PAGE, READ), Ok(()));

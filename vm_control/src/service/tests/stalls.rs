@@ -14,34 +14,10 @@ use super::fixture::*;
 use crate::Generation;
 use crate::GoneReason;
 use crate::MAX_BATCH;
-use crate::RequestBatch;
 use crate::ResponseBatch;
 use crate::VmMemoryRequest;
 use crate::VmMemoryResponse;
 use crate::api::BatchClient;
-
-fn map_request(fd: impl Into<SafeDescriptor>, page: u64) -> VmMemoryRequest {
-    VmMemoryRequest::RegisterMemory {
-        source: source(fd, 0),
-        dest: at(page * PAGE),
-        len: PAGE,
-        prot: READ,
-    }
-}
-
-fn unmap_request(page: u64) -> VmMemoryRequest {
-    VmMemoryRequest::UnregisterMemory {
-        dest: at(page * PAGE),
-        len: PAGE,
-    }
-}
-
-fn batch(requests: impl IntoIterator<Item = VmMemoryRequest>) -> RequestBatch {
-    RequestBatch {
-        generation: Generation::default(),
-        requests: requests.into_iter().collect(),
-    }
-}
 
 #[test]
 fn batch_is_answered_in_one_packet_in_its_order() {
@@ -56,7 +32,6 @@ fn batch_is_answered_in_one_packet_in_its_order() {
     ];
     tube.send(&batch(requests)).expect("sent");
     let answers: ResponseBatch = tube.recv().expect("answered");
-    let refused = |errno| VmMemoryResponse::Err(base::Error::new(errno));
     let expected = [
         VmMemoryResponse::Ok,
         refused(libc::EEXIST),
@@ -252,8 +227,7 @@ fn sockets_sent_as_memory_are_refused_and_closed_and_the_device_stays() {
         tube.send(&batch(requests)).expect("sent");
         drop(theirs);
         let answers: ResponseBatch = tube.recv().expect("answered");
-        let refused = VmMemoryResponse::Err(base::Error::new(libc::EBADF));
-        assert_eq!(answers.responses[..], [refused; 16]);
+        assert_eq!(answers.responses[..], [refused(libc::EBADF); 16]);
         assert_closed(&mine.into());
     }
     tube.send(&batch([map_request(memfd(PAGE, 1), 0)]))
