@@ -6,14 +6,16 @@
 //! After its words on SIGSYS the process makes the call once more, now without a handler, and the kernel ends it with that signal. Raising
 //! the signal would not do: process 1 of a namespace ignores what it sends to itself. For the same reason SIGABRT ends in
 //! [`ABORT_CODE`]: there the default action would never come.
-// UNSAFETY: signal handlers are installed and read what the kernel hands to them.
-#![expect(unsafe_code, reason = "installs signal handlers")]
+// UNSAFETY: signal handlers are installed, get a stack, and read what the kernel hands to them.
+#![expect(unsafe_code, reason = "installs signal handlers and their stacks")]
 
 mod context;
 mod line;
+mod stack;
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::cell::RefCell;
 use std::env;
 use std::io;
 use std::mem;
@@ -36,6 +38,7 @@ use crate::record::ThreadName;
 use crate::record::ViolationRecord;
 use context::Context;
 use line::Line;
+use stack::SignalStack;
 
 /// The exit code after SIGABRT, as a shell would show it.
 pub const ABORT_CODE: i32 = 128 + libc::SIGABRT;
@@ -58,17 +61,25 @@ thread_local! {
     // Neither value has a destructor or needs to be made, so that handlers may read them at any time.
     static THREAD: Cell<ThreadName> = const { Cell::new([0; THREAD_NAME]) };
     static THREAD_ID: Cell<u32> = const { Cell::new(0) };
+    static STACK: RefCell<Option<SignalStack>> = const { RefCell::new(None) };
 }
 
-/// Tells the handlers the name of the calling thread, for their lines; call it when the thread starts.
+/// Tells the handlers the name of the calling thread, for their lines, and gives it a signal stack that is large enough for them; call it
+/// when the thread starts.
 ///
-/// Names longer than 16 bytes are cut off.
+/// Names longer than 16 bytes are cut off. Where there is no memory for a signal stack the thread keeps the one that it has, on which the
+/// last words of a stack overflow may find no room.
 pub fn name_thread(name: &str) {
     let mut bytes = [0; THREAD_NAME];
     let len = name.len().min(THREAD_NAME);
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     THREAD.set(bytes);
     THREAD_ID.set(gettid().as_raw_nonzero().get().unsigned_abs());
+    STACK.with_borrow_mut(|stack| {
+        if stack.is_none() {
+            *stack = SignalStack::install().ok();
+        }
+    });
 }
 
 /// Installs the handlers and the panic hook. Only the first call of a process has an effect; the process has one thread.
