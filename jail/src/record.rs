@@ -1,4 +1,4 @@
-//! What a jailed process tells its parent: one packet a record, over the report socket.
+//! What a jailed process tells its parent: one packet a record, over the report pipe.
 //!
 //! Signal handlers write records, so encoding neither allocates nor formats. Until the process said [`Record::Ready`] it runs trusted code;
 //! what comes later may have been written by a process that was taken over, and is only a hint about how it ended.

@@ -127,12 +127,20 @@ fn panic_text(info: &panic::PanicHookInfo<'_>) -> String {
     }
 }
 
-/// The report socket, once [`install`] was called with one.
+/// The report pipe, once [`install`] was called with one.
 pub(crate) fn report() -> Option<BorrowedFd<'static>> {
     SPEAKER.get()?.report.as_ref().map(AsFd::as_fd)
 }
 
-/// Sends a record to the parent. What can't be sent is lost: the parent is gone or does not read, and nobody waits for it.
+/// From here on a record that finds no room is lost: the parent reads again when the process has ended.
+pub(crate) fn never_wait() -> io::Result<()> {
+    match report() {
+        Some(report) => Ok(rustix::io::ioctl_fionbio(report, true)?),
+        None => Ok(()),
+    }
+}
+
+/// Sends a record to the parent. What can't be sent is lost.
 pub(crate) fn say(record: &Record<'_>) {
     if let Some(report) = report() {
         let _lost = rustix::io::write(report, record.encode().bytes());

@@ -104,7 +104,7 @@ pub struct Sandbox {
     pub name: String,
     /// How strong it is.
     pub level: SandboxLevel,
-    /// The socket on which the parent is told how it goes (`--report-fd`).
+    /// The pipe on which the parent is told how it goes (`--report-fd`).
     pub report: Option<OwnedFd>,
     /// The socket on which the parent wants the listener of log mode (`--listener-fd`).
     pub listener: Option<OwnedFd>,
@@ -117,7 +117,7 @@ pub struct Sandbox {
 /// Goes into the jail, all but seccomp. Call it first thing in `main`, after the command line was read.
 ///
 /// At level [`SandboxLevel::Full`] it returns in another process than the one that called it: a child in the new pid namespace. If the
-/// process was spawned with a report socket, the calling process ends at once and the child is a child of its parent; else the calling
+/// process was spawned with a report pipe, the calling process ends at once and the child is a child of its parent; else the calling
 /// process waits for it and ends with its exit code.
 ///
 /// # Errors
@@ -145,6 +145,7 @@ pub fn enter(sandbox: Sandbox) -> Result<Jail, StepError> {
                 last_words::say(&Record::Process { pid: process::id() });
             }
             last_words::say(&Record::Ready);
+            last_words::never_wait().at(Step::Report)?;
         }
         Err(error) => last_words::say(&Record::Failed {
             text: Cow::Owned(error.to_string()),

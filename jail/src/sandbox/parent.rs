@@ -20,15 +20,15 @@ use crate::last_words;
 /// What shows that the parent is still there.
 #[derive(Debug)]
 pub(super) enum Parent {
-    /// The report socket hangs up when it is gone; without one, nobody asked to be followed.
-    ReportSocket,
+    /// The report pipe breaks when it is gone; without one, nobody asked to be followed.
+    ReportPipe,
     /// A pidfd becomes readable when it is gone.
     Process(OwnedFd),
 }
 
 impl Parent {
     pub(super) fn of_this_process() -> Self {
-        Self::ReportSocket
+        Self::ReportPipe
     }
 
     pub(super) fn process(pidfd: OwnedFd) -> Self {
@@ -40,7 +40,7 @@ impl Parent {
         set_parent_process_death_signal(Some(Signal::KILL)).at(Step::ParentDeath)?;
         // The signal is for what happens from now on; the parent may have died before. Numbers don't tell: it has none in here.
         let gone = match &self {
-            Self::ReportSocket => match last_words::report() {
+            Self::ReportPipe => match last_words::report() {
                 Some(report) => is_ready(report, PollFlags::empty())?,
                 None => false,
             },

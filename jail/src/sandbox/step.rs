@@ -56,6 +56,8 @@ pub enum Step {
     NotDumpable,
     #[error("prctl(PR_SET_PDEATHSIG)")]
     ParentDeath,
+    #[error("ioctl(FIONBIO)")]
+    Report,
     #[error("verify the namespaces")]
     VerifyNamespaces,
     #[error("verify that the root is empty and read-only")]
@@ -116,6 +118,7 @@ impl Step {
             | Self::NoNewPrivileges
             | Self::NotDumpable
             | Self::ParentDeath
+            | Self::Report
             | Self::VerifyNamespaces
             | Self::VerifyRoot
             | Self::VerifyPrivileges => {

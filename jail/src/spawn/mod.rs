@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The outer process makes the namespaces and ends; the jailed one is a direct child of the parent, so that the parent can wait for it and
-//! its number can't be reused unseen. Only named descriptors are passed on. A report socket tells the parent when the process is in its
+//! its number can't be reused unseen. Only named descriptors are passed on. A report pipe tells the parent when the process is in its
 //! jail, which step failed, and what the process said before it died.
 
 mod child;
@@ -188,7 +188,7 @@ impl Spawner {
             name: request.name.to_owned(),
             source,
         };
-        let (report, theirs) = pair().map_err(descriptors)?;
+        let (report, theirs) = report_pipe().map_err(descriptors)?;
         let mut command = Command::new(&request, theirs.as_fd()).map_err(descriptors)?;
         drop(theirs);
         let forward = if let Stderr::Forward = request.stderr {
@@ -249,6 +249,16 @@ fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
+/// A pipe of packets. A socket would carry descriptors, too, whose closing can take for ever: with one of those a jailed process
+/// that was taken over would make its parent wait.
+///
+/// The writer waits for room until it is in its jail: a user with many pipes gets small ones.
+fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT)?;
+    fcntl_setfl(&reader, OFlags::NONBLOCK)?;
+    Ok((reader, writer))
+}
+
 /// Two connected packet sockets that never block.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -258,4 +268,26 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         flags,
         None,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+    use rustix::io::read;
+    use rustix::io::write;
+
+    use super::*;
+
+    #[test]
+    fn report_pipe_keeps_records_apart_and_its_reader_does_not_wait() {
+        let (reader, writer) = report_pipe().expect("a pipe");
+        assert_eq!(write(&writer, b"one"), Ok(3));
+        assert_eq!(write(&writer, b"another"), Ok(7));
+        let mut buffer = [0; 16];
+        assert_eq!(read(&reader, &mut buffer), Ok(3));
+        assert_eq!(read(&reader, &mut buffer), Ok(7));
+        assert_eq!(read(&reader, &mut buffer), Err(Errno::AGAIN));
+        drop(writer);
+        assert_eq!(read(&reader, &mut buffer), Ok(0));
+    }
 }
