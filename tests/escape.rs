@@ -7,14 +7,22 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::io::IoSlice;
+use std::io::IoSliceMut;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use base::AsRawDescriptor;
+use base::DescriptorFault;
 use base::Event;
 use base::Protection;
 use base::SafeDescriptor;
@@ -22,9 +30,14 @@ use base::SharedMemory;
 use base::Tube;
 use base::TubeError;
 use base::packet::PacketTube;
+use base::scm;
+use base::scm::DescriptorVec;
+use base::scm::Wait;
 use devices::device_process::DeviceArgs;
 use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
+use devices::device_process::Error;
+use fixture::lingering_socket;
 use jail::End;
 use jail::Spawner;
 use rustix::event::PollFd;
@@ -50,10 +63,7 @@ use vm_control::api::VmMemoryClient;
 const PAGE: u64 = 4096;
 const REGION: u64 = 64 * PAGE;
 /// After this a test has failed.
-const TIMEOUT: Timespec = Timespec {
-    tv_sec: 10,
-    tv_nsec: 0,
-};
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the hostile process says with its exit code: the attempt failed, as it should.
 const HELD: i32 = 40;
@@ -74,6 +84,44 @@ const ORDERS: &[(&str, Order)] = &[
 /// What it may use: the memory tube, and descriptors that were made before the filter was on.
 type Order = fn(&mut PacketTube, Vec<SafeDescriptor>) -> i32;
 
+/// A process that stays, and what the VMM does with it.
+type Stall = fn(Setup);
+
+const STALLS: &[(&str, Stall)] = &[
+    ("stalled_control_tube", stalled_control_tube),
+    ("descriptor_with_an_answer", descriptor_with_an_answer),
+    ("descriptor_with_an_event", descriptor_with_an_event),
+    (
+        "descriptors_left_in_the_tubes",
+        descriptors_left_in_the_tubes,
+    ),
+];
+
+/// What the process has.
+struct Held {
+    memory: PacketTube,
+    control: Tube,
+    events: Tube,
+    main_channel: OwnedFd,
+}
+
+impl Held {
+    /// Sends two sockets that its backend has made, which linger when they are closed: one with an answer to the VMM's first call,
+    /// one with an event. Then it keeps none, and says so to the service.
+    fn send_sockets(&mut self) {
+        let mut byte = [0];
+        let bufs = &mut [IoSliceMut::new(&mut byte)];
+        let mut sockets = DescriptorVec::<2>::new();
+        scm::recv(self.main_channel.as_fd(), bufs, &mut sockets, Wait::Block).expect("received");
+        for (tube, socket) in [&self.control, &self.events].into_iter().zip(&sockets) {
+            let bufs = [IoSlice::new(&[0])];
+            scm::send(tube.as_fd(), &bufs, &[socket.as_fd()], Wait::Never).expect("sent");
+        }
+        drop(sockets);
+        ask(&mut self.memory, &batch(0, VmMemoryRequest::UnregisterAll));
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "device") {
@@ -83,7 +131,9 @@ fn main() -> ExitCode {
         for (name, _) in ORDERS {
             println!("{name}: test");
         }
-        println!("stalled_control_tube: test");
+        for (name, _) in STALLS {
+            println!("{name}: test");
+        }
         return ExitCode::SUCCESS;
     }
     let mut failed = 0;
@@ -100,7 +150,9 @@ fn main() -> ExitCode {
     for (name, _) in ORDERS {
         run(name, &|| attempt(name));
     }
-    run("stalled_control_tube", &stalled_control_tube);
+    for (name, stall) in STALLS {
+        run(name, &|| stall(Setup::new(name)));
+    }
     println!("\n{passed} passed; {failed} failed");
     if failed == 0 {
         ExitCode::SUCCESS
@@ -133,19 +185,30 @@ fn obey(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         limits: jail::Limits::default(),
     })
     .expect("a jail");
-    let tube = Tube::from_descriptor(SafeDescriptor::from(memory)).expect("the memory tube");
-    let mut tube = PacketTube::new(tube);
+    let tube = |number: OwnedFd| {
+        Tube::from_descriptor(SafeDescriptor::from(number)).expect("an inherited tube")
+    };
+    let mut held = Held {
+        memory: PacketTube::new(tube(memory)),
+        control: tube(take(arguments.control_fd)),
+        events: tube(take(arguments.event_fd)),
+        main_channel: take(arguments.backend_fd),
+    };
     let order = ORDERS.iter().find(|(name, _)| *name == arguments.name);
-    let backend = take(arguments.backend_fd);
-    let duplicate = |_| backend.try_clone().expect("a duplicate").into();
+    let duplicate = |_| held.main_channel.try_clone().expect("a duplicate").into();
     let descriptors: Vec<SafeDescriptor> = (0..MAX_BATCH).map(duplicate).collect();
     jail.lock_down(&filters).expect("filters");
     let code = match order {
-        Some((_, order)) => order(&mut tube, descriptors),
-        // It stalls: no order, no answer, for as long as the VMM lets it.
-        None => loop {
-            let _ = tube.recv::<ResponseBatch>();
-        },
+        Some((_, order)) => order(&mut held.memory, descriptors),
+        None => {
+            if arguments.name.starts_with("descriptor") {
+                held.send_sockets();
+            }
+            // It stalls: no order, no answer, for as long as the VMM lets it.
+            loop {
+                let _ = held.memory.recv::<ResponseBatch>();
+            }
+        }
     };
     std::process::exit(code);
 }
@@ -279,8 +342,8 @@ struct Setup {
     hostile: DeviceId,
     process: DeviceProcess,
     other: VmMemoryClient,
-    // Held open: the hostile process's main channel leads here.
-    _backend: UnixStream,
+    /// The hostile process's main channel leads here.
+    backend: UnixStream,
     _spawner: Spawner,
 }
 
@@ -319,7 +382,7 @@ impl Setup {
             other: VmMemoryClient::new(other, Generation(0)),
             service,
             hostile,
-            _backend: backend,
+            backend,
             _spawner: spawner,
         }
     }
@@ -350,11 +413,32 @@ impl Setup {
         self.other.unregister_memory(dest, PAGE).expect("unmapped");
     }
 
+    /// Lets the process send sockets that do not close while their other ends live; returns those.
+    fn with_sockets(self) -> (Self, [TcpStream; 2]) {
+        let ((one, its_peer), (other, others_peer)) = (lingering_socket(), lingering_socket());
+        let sockets = [one.as_fd(), other.as_fd()];
+        let bufs = [IoSlice::new(&[0])];
+        scm::send(self.backend.as_fd(), &bufs, &sockets, Wait::Never).expect("sent");
+        drop((one, other));
+        let batches = || {
+            let all = self.service.handle().stats();
+            let mut hostile = all.iter().filter(|device| device.device_id == self.hostile);
+            hostile.next().expect("it is there").counters.batches
+        };
+        let begin = Instant::now();
+        while batches() == 0 {
+            assert!(begin.elapsed() < PATIENCE, "it does not send them");
+            thread::yield_now();
+        }
+        (self, [its_peer, others_peer])
+    }
+
     /// Waits for the hostile process's end.
     fn wait(&mut self) {
         let pidfd = self.process.pidfd();
         let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        let ready = poll(&mut ended, Some(&TIMEOUT)).expect("a poll");
+        let timeout = Timespec::try_from(PATIENCE).expect("it is short");
+        let ready = poll(&mut ended, Some(&timeout)).expect("a poll");
         assert_eq!(ready, 1, "the hostile process goes on and on");
     }
 }
@@ -373,10 +457,46 @@ fn attempt(order: &str) {
 }
 
 /// It answers nothing on its control tube: a call has a deadline, and then it is killed.
-fn stalled_control_tube() {
-    let mut setup = Setup::new("stall");
+fn stalled_control_tube(mut setup: Setup) {
     let error = setup.process.connect().expect_err("no answer");
     assert!(error.is_fatal(), "{error}");
     setup.wait();
     setup.other_is_served();
+}
+
+/// An answer comes with a descriptor that does not close.
+fn descriptor_with_an_answer(setup: Setup) {
+    let (mut setup, _backend) = setup.with_sockets();
+    let (error, mut setup) = in_time(move || (setup.process.connect(), setup));
+    let error = error.expect_err("no answer has a descriptor");
+    assert!(matches!(error, Error::Unexpected { .. }), "{error}");
+    setup.wait();
+    setup.other_is_served();
+}
+
+/// An event comes with a descriptor that does not close.
+fn descriptor_with_an_event(setup: Setup) {
+    let (mut setup, _backend) = setup.with_sockets();
+    let (error, mut setup) = in_time(move || (setup.process.try_event(), setup));
+    let error = error.expect_err("no event has a descriptor");
+    let unused = TubeError::Descriptors(DescriptorFault::Unused { count: 1 });
+    assert!(
+        matches!(&error, Error::Events { source, .. } if *source == unused),
+        "{error}"
+    );
+    setup.other_is_served();
+}
+
+/// The VMM drops a process that has sent descriptors which do not close, and which nobody has received.
+fn descriptors_left_in_the_tubes(setup: Setup) {
+    let (setup, _backend) = setup.with_sockets();
+    in_time(move || drop(setup));
+}
+
+/// Does what must not wait for anybody on another thread.
+fn in_time<T: Send + 'static>(action: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(action()));
+    let done = receiver.recv_timeout(PATIENCE);
+    done.expect("it waits for the hostile process")
 }

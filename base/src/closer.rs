@@ -4,6 +4,7 @@
 //! that, so it hands such descriptors over.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,8 @@ use std::thread::Builder;
 
 use crate::IntoRawDescriptor;
 use crate::SafeDescriptor;
+use crate::Tube;
+use crate::scm;
 
 /// There is no thread to close descriptors on, and none could be started. The descriptor stays open until this process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +47,18 @@ impl Closer {
     /// chance to send more: this descriptor is lost to this process.
     pub fn close(&mut self, descriptor: SafeDescriptor) -> Result<(), NoCloser> {
         self.close_with(descriptor, drop)
+    }
+
+    /// Closes a tube with all that its peer sent and nobody received: at once if there is nothing, else on the thread.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub fn close_tube(&mut self, tube: Tube) -> Result<(), NoCloser> {
+        if scm::has_unread(tube.as_fd()) {
+            self.close(tube.into_descriptor())
+        } else {
+            Ok(())
+        }
     }
 
     fn close_with(
@@ -140,6 +155,38 @@ mod tests {
             assert_eq!(closer.close(descriptor), Ok(()));
             wait_closed(&watch);
         }
+    }
+
+    #[test]
+    fn tube_is_closed_with_what_lies_in_it() {
+        let (watch, descriptor) = watched();
+        let (tube, peer) = Tube::pair().expect("a tube is made");
+        // A packet that reads like the end, and one behind it.
+        scm::send(peer.as_fd(), &[], &[], scm::Wait::Never).expect("sends");
+        peer.send(&descriptor).expect("sends");
+        drop((peer, descriptor));
+        let mut closer = Closer::default();
+        assert_eq!(closer.close_tube(tube), Ok(()));
+        assert!(closer.thread.is_some());
+        wait_closed(&watch);
+    }
+
+    #[test]
+    fn empty_tube_is_closed_without_a_thread() {
+        let mut closer = Closer::default();
+        let (tube, peer) = Tube::pair().expect("a tube is made");
+        assert_eq!(closer.close_tube(tube), Ok(()));
+        assert_eq!(peer.recv::<u8>(), Err(crate::TubeError::Disconnected));
+        // A peer that is gone, and one that did not read.
+        for sent in [0, 1] {
+            let (tube, peer) = Tube::pair().expect("a tube is made");
+            for number in 0..sent {
+                tube.send(&number).expect("sends");
+            }
+            drop(peer);
+            assert_eq!(closer.close_tube(tube), Ok(()));
+        }
+        assert!(closer.thread.is_none());
     }
 
     #[test]

@@ -26,6 +26,7 @@ use rustix::net::recvmsg;
 use rustix::net::sendmsg;
 use rustix::net::socketpair;
 use rustix::net::sockopt::Timeout;
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::sockopt::set_socket_timeout;
 
 use crate::Error;
@@ -129,6 +130,29 @@ pub fn send(
     Ok(retry_on_intr(|| {
         sendmsg(socket, bufs, &mut control, flags)
     })?)
+}
+
+/// Whether packets lie in a packet socket that nobody has received; true if that can't be found out. They stay there, with what
+/// came with them.
+///
+/// An empty packet reads like the end, but for its sender's credentials, which the socket asks for from here on.
+pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
+    if set_socket_passcred(socket, true).is_err() {
+        return true;
+    }
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    loop {
+        let mut byte = [0];
+        let bufs = &mut [IoSliceMut::new(&mut byte)];
+        // No room for descriptors, so that none is installed, nor for credentials, so that they are cut off.
+        match recvmsg(socket, bufs, &mut RecvAncillaryBuffer::default(), flags) {
+            Ok(message) => return message.bytes > 0 || message.flags.contains(ReturnFlags::CTRUNC),
+            Err(Errno::AGAIN) => return false,
+            // That the peer closed without reading everything comes once, and ahead of what there is.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            Err(_) => return true,
+        }
+    }
 }
 
 /// Limits how long [`recv`] waits on this socket, through whatever handle; `None` is for ever, and how a socket starts.

@@ -335,8 +335,10 @@ pub struct Failure {
 }
 
 /// The answer to a [`ControlRequest`].
+///
+/// A descriptor in it is a `D`: for the receiver, who does not trust the sender, it is the descriptor's place among those that came along.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum ControlResponse {
+pub enum ControlResponse<D = SafeDescriptor> {
     /// Done; there is nothing to tell.
     Done,
     /// The main channel is set up.
@@ -348,7 +350,7 @@ pub enum ControlResponse {
     /// The counters.
     Stats(WorkerStats),
     /// The object, if the backend has it.
-    SharedObject(Option<SafeDescriptor>),
+    SharedObject(Option<D>),
     /// A piece of the backend's state.
     State(Vec<u8>),
     /// It could not be done; the process is as it was before.

@@ -42,7 +42,7 @@ fn device_process_that_dies_again_and_again_leaves_nothing_in_the_vmm() {
     let mut rig = restarting(Script::one_region(REGION));
     let vmm = rig.vm.process.pid();
     kill_device(&mut rig, 0);
-    let before = Leftovers::of(vmm);
+    let before = Leftovers::at_rest(vmm, || drop(rig.vm.status()));
     let memory = fixture::memfd(&[1; 4096]);
     for _ in 0..5 {
         for index in 0..20 {
@@ -120,7 +120,7 @@ fn killed_backend_is_noticed_and_leaves_nothing() {
         }
         // The first life has warmed everything up; count from the second on, while the VMM waits for a backend.
         vm.process.event("waiting");
-        before = Some(Leftovers::of(vmm));
+        before = Some(Leftovers::at_rest(vmm, || drop(vm.status())));
         std::fs::remove_file(&socket).expect("the dead socket");
         backend = files_backend(&socket, &files, &[]);
     }

@@ -72,8 +72,9 @@ fn thousand_kills_under_load_leave_nothing_and_the_next_device_works() {
             // Nothing is left of fifty lives while the VMM waits for a backend.
             vm.process.event("waiting");
             assert_eq!(vm.maps(), []);
-            let before = before.get_or_insert_with(|| Leftovers::of(vmm));
-            Leftovers::settle(vmm, before, || drop(vm.status()));
+            let look = || drop(vm.status());
+            let before = before.get_or_insert_with(|| Leftovers::at_rest(vmm, look));
+            Leftovers::settle(vmm, before, look);
         }
         std::fs::remove_file(&socket).expect("the dead socket");
         backend = start();

@@ -72,7 +72,7 @@ struct Count {
 impl Count {
     fn of(vm: &TestVm) -> Self {
         Self {
-            leftovers: Leftovers::of(vm.process.pid()),
+            leftovers: Leftovers::at_rest(vm.process.pid(), || drop(vm.status())),
             memory_kib: fixture::anonymous_memory_kib(vm.process.pid()),
         }
     }

@@ -93,6 +93,19 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Decodes all of it as one value.
+    ///
+    /// # Errors
+    /// As [`Packet::take`] and [`Packet::finish`]; [`TubeError::DescriptorsTruncated`] if it [is bare](Self::is_bare).
+    pub fn into_message<T: Deserialize<'a>>(mut self) -> TubeResult<T> {
+        if self.is_bare {
+            return Err(TubeError::DescriptorsTruncated);
+        }
+        let message = self.take()?;
+        self.finish()?;
+        Ok(message)
+    }
+
     /// Whether some of its descriptors found no room, in this process's table or in the list that was given for them.
     pub fn is_bare(&self) -> bool {
         self.is_bare

@@ -15,9 +15,10 @@ use std::time::Duration;
 use std::time::Instant;
 
 use base::Event;
+use base::GuardedTube;
+use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
-use base::packet::PacketTube;
 use jail::ExitReport;
 use jail::JailedChild;
 use jail::MissingCall;
@@ -97,15 +98,18 @@ impl DeviceProcessConfig {
     }
 }
 
+/// An answer as it is received: a descriptor in it is the place of the one that came along.
+pub(super) type Answer = ControlResponse<u8>;
+
 /// A running device process. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct DeviceProcess {
     /// Taken by `drop` alone.
     child: Option<JailedChild>,
     pid: u32,
-    control: Tube,
-    events: PacketTube,
-    pub(super) hooks: Option<PacketTube>,
+    pub(super) control: GuardedTube,
+    events: GuardedTube,
+    pub(super) hooks: Option<GuardedTube>,
     connect: ConnectOptions,
     deadline: Duration,
     report: Option<ExitReport>,
@@ -127,7 +131,7 @@ impl DeviceProcess {
             .map_err(Error::Tube)?;
         let (hooks, their_hooks) = if config.connect.iommu || config.connect.shared_objects {
             let (ours, theirs) = Tube::pair().map_err(Error::Tube)?;
-            (Some(PacketTube::new(ours)), Some(theirs))
+            (Some(GuardedTube::new(ours)), Some(theirs))
         } else {
             (None, None)
         };
@@ -164,8 +168,8 @@ impl DeviceProcess {
         Ok(Self {
             pid: child.pid(),
             child: Some(child),
-            control,
-            events: PacketTube::new(events),
+            control: GuardedTube::new(control),
+            events: GuardedTube::new(events),
             hooks,
             connect: config.connect,
             deadline: config.deadline,
@@ -181,7 +185,7 @@ impl DeviceProcess {
         const CALL: &str = "connect";
         let request = ControlRequest::Connect(self.connect.clone());
         match self.call(CALL, &request)? {
-            ControlResponse::Connected(info) => self.check_regions(info),
+            Answer::Connected(info) => self.check_regions(info),
             _ => Err(self.unexpected(CALL)),
         }
     }
@@ -211,7 +215,7 @@ impl DeviceProcess {
     pub fn deactivate(&mut self) -> Result<Vec<VringBase>, Error> {
         const CALL: &str = "deactivate";
         match self.call(CALL, &ControlRequest::Deactivate)? {
-            ControlResponse::Stopped(bases) => Ok(bases),
+            Answer::Stopped(bases) => Ok(bases),
             _ => Err(self.unexpected(CALL)),
         }
     }
@@ -263,7 +267,7 @@ impl DeviceProcess {
     pub fn read_config(&mut self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
         const CALL: &str = "read config";
         match self.call(CALL, &ControlRequest::ReadConfig { offset, len })? {
-            ControlResponse::Config(bytes) if bytes.len() as u64 == u64::from(len) => Ok(bytes),
+            Answer::Config(bytes) if bytes.len() as u64 == u64::from(len) => Ok(bytes),
             _ => Err(self.unexpected(CALL)),
         }
     }
@@ -290,7 +294,7 @@ impl DeviceProcess {
     pub fn stats(&mut self) -> Result<WorkerStats, Error> {
         const CALL: &str = "stats";
         match self.call(CALL, &ControlRequest::Stats)? {
-            ControlResponse::Stats(stats) => Ok(stats),
+            Answer::Stats(stats) => Ok(stats),
             _ => Err(self.unexpected(CALL)),
         }
     }
@@ -387,16 +391,31 @@ impl DeviceProcess {
         request: &ControlRequest,
     ) -> Result<(), Error> {
         match self.call(call, request)? {
-            ControlResponse::Done => Ok(()),
+            Answer::Done => Ok(()),
             _ => Err(self.unexpected(call)),
         }
     }
 
+    /// A descriptor in the answer is refused.
     pub(super) fn call(
         &mut self,
         call: &'static str,
         request: &ControlRequest,
-    ) -> Result<ControlResponse, Error> {
+    ) -> Result<Answer, Error> {
+        let (answer, descriptor) = self.call_for_descriptor(call, request)?;
+        if descriptor.is_some() {
+            self.control.close(descriptor);
+            return Err(self.unexpected(call));
+        }
+        Ok(answer)
+    }
+
+    /// Returns the answer, and the descriptor that came with it.
+    pub(super) fn call_for_descriptor(
+        &mut self,
+        call: &'static str,
+        request: &ControlRequest,
+    ) -> Result<(Answer, Option<SafeDescriptor>), Error> {
         let pid = self.pid();
         if self.exit_report().is_some() {
             return Err(Error::Ended { pid });
@@ -404,14 +423,14 @@ impl DeviceProcess {
         let answer = self
             .control
             .send(request)
-            .and_then(|()| self.control.recv());
+            .and_then(|()| self.control.recv_with_descriptor());
         match answer {
-            Ok(ControlResponse::Failed(failure)) => Err(Error::Unsuccessful {
+            Ok((Answer::Failed(failure), None)) => Err(Error::Unsuccessful {
                 call,
                 message: failure.message,
                 deviation: failure.deviation,
             }),
-            Ok(response) => Ok(response),
+            Ok(answer) => Ok(answer),
             Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
             Err(TubeError::TimedOut) => {
                 self.kill_for_cause();

@@ -10,9 +10,9 @@ use base::SafeDescriptor;
 use base::TubeError;
 
 use super::error::Error;
+use super::handle::Answer;
 use super::handle::DeviceProcess;
 use crate::control::ControlRequest;
-use crate::control::ControlResponse;
 use crate::control::HookRequest;
 use crate::control::HookResponse;
 use crate::control::ObjectId;
@@ -67,13 +67,20 @@ impl DeviceProcess {
 
     /// Asks the backend for an object that it shares.
     ///
+    /// What comes can be anything that the backend has, and to close it can take for ever: use a [`base::Closer`].
+    ///
     /// # Errors
     /// [`Error::Unsuccessful`] if sharing was not negotiated; the fatal ones.
     pub fn shared_object(&mut self, id: ObjectId) -> Result<Option<SafeDescriptor>, Error> {
         const CALL: &str = "shared object";
-        match self.call(CALL, &ControlRequest::SharedObject(id))? {
-            ControlResponse::SharedObject(descriptor) => Ok(descriptor),
-            _ => Err(self.unexpected(CALL)),
+        let request = ControlRequest::SharedObject(id);
+        match self.call_for_descriptor(CALL, &request)? {
+            (Answer::SharedObject(Some(0)), Some(descriptor)) => Ok(Some(descriptor)),
+            (Answer::SharedObject(None), None) => Ok(None),
+            (_, descriptor) => {
+                self.control.close(descriptor);
+                Err(self.unexpected(CALL))
+            }
         }
     }
 }

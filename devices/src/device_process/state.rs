@@ -9,10 +9,10 @@ use std::os::fd::OwnedFd;
 use base::SafeDescriptor;
 
 use super::error::Error;
+use super::handle::Answer;
 use super::handle::DeviceProcess;
 use super::serve::STATE_PIECE_BYTES;
 use crate::control::ControlRequest;
-use crate::control::ControlResponse;
 use crate::control::TransferDirection;
 
 /// The most that a backend may have for its own state.
@@ -29,7 +29,7 @@ impl DeviceProcess {
         let mut state = Vec::new();
         loop {
             let piece = match self.call(CALL, &ControlRequest::ReadState)? {
-                ControlResponse::State(piece) => piece,
+                Answer::State(piece) => piece,
                 _ => return Err(self.unexpected(CALL)),
             };
             if piece.is_empty() {

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::VmMemoryDestination;
     use crate::VmMemorySource;
-    use crate::service::closing::Descriptors;
+    use base::scm::DescriptorVec;
 
     const GENERATION: u8 = 5;
     /// Variant 1, source variant 0; after the descriptor's place: file offset 0, region 2, offset 0x80, 1 byte, readable.
@@ -113,7 +113,7 @@ mod tests {
         let events: Vec<Event> = (0..count).map(|_| Event::new().expect("one")).collect();
         let sent: Vec<_> = events.iter().map(AsFd::as_fd).collect();
         scm::send(far.as_fd(), &[IoSlice::new(bytes)], &sent, Wait::Never).expect("sends");
-        let mut descriptors = Descriptors::new();
+        let mut descriptors = DescriptorVec::<MAX_BATCH>::new();
         let packet = near.recv_packet(Wait::Never, &mut descriptors)?;
         let batch = Batch::parse(packet, descriptors.len())?;
         Ok((batch.generation().0, batch.collect()))

@@ -11,17 +11,12 @@ use base::Closer;
 use base::DescriptorKind;
 use base::NoCloser;
 use base::SafeDescriptor;
-use base::Tube;
-use base::TubeError;
 use base::inspect;
 use base::packet::PacketTube;
 use base::scm::DescriptorVec;
-use base::scm::Wait;
+use base::scm::MAX_DESCRIPTORS;
 
 use crate::MAX_BATCH;
-
-/// How many packets are taken out of a tube that is closed; more are closed with it, elsewhere.
-const PACKETS_TO_EMPTY: u32 = 16;
 
 /// Those of a packet's descriptors that may be of any kind, by their places: what was mapped was looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,28 +29,29 @@ impl Suspects {
         self.0 |= 1 << place;
     }
 
+    /// What no request can have is a suspect.
     fn contains(self, place: usize) -> bool {
-        self.0 & (1 << place) != 0
+        place >= MAX_BATCH || self.0 & (1 << place) != 0
     }
 }
 
 // One bit for each request of a batch, which has one descriptor at most.
 const _: () = assert!(MAX_BATCH == 32);
 
-/// A packet's descriptors.
-pub(super) type Descriptors = DescriptorVec<MAX_BATCH>;
+/// A packet's descriptors: as many as one can have, since the kernel closes those for which there is no room, and that can take long.
+pub(super) type Descriptors = DescriptorVec<MAX_DESCRIPTORS>;
 
 /// Closes the descriptors of a packet.
 ///
 /// # Errors
 /// Some that can stall could not be handed over and stay open: the device must send no more.
 pub(super) fn close_all(
-    descriptors: Descriptors,
+    descriptors: &mut Descriptors,
     suspects: Suspects,
     closer: &mut Closer,
 ) -> Result<(), NoCloser> {
     let mut outcome = Ok(());
-    for (place, descriptor) in descriptors.into_iter().enumerate() {
+    for (place, descriptor) in descriptors.drain(..).enumerate() {
         if suspects.contains(place) {
             outcome = outcome.and(close(descriptor, closer));
         } else {
@@ -75,29 +71,8 @@ fn close(descriptor: SafeDescriptor, closer: &mut Closer) -> Result<(), NoCloser
 }
 
 /// Closes a device's tube and all that was sent through it and not received.
-pub(super) fn close_tube(mut tube: PacketTube, closer: &mut Closer) {
-    for _ in 0..PACKETS_TO_EMPTY {
-        let mut descriptors = Descriptors::new();
-        let received = tube.recv_packet(Wait::Never, &mut descriptors).map(drop);
-        if let Err(error) = close_all(descriptors, Suspects::ALL, closer) {
-            base::error!(
-                "mapping service: descriptors of a device that is gone stay open: {error}"
-            );
-        }
-        if matches!(
-            received,
-            // Nothing is in it: the usual end.
-            Err(TubeError::Disconnected | TubeError::WouldBlock)
-        ) {
-            return;
-        }
-    }
-    hand_over(tube.into_tube(), closer);
-}
-
-fn hand_over(tube: Tube, closer: &mut Closer) {
-    let tube: SafeDescriptor = tube.into_descriptor();
-    if let Err(error) = closer.close(tube) {
+pub(super) fn close_tube(tube: PacketTube, closer: &mut Closer) {
+    if let Err(error) = closer.close_tube(tube.into_tube()) {
         base::error!("mapping service: the tube of a device that is gone stays open: {error}");
     }
 }

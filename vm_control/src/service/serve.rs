@@ -292,7 +292,7 @@ impl Server {
         let batch = match received {
             Ok(batch) => batch,
             Err(error) => {
-                close_all(descriptors, Suspects::ALL, closer)
+                close_all(&mut descriptors, Suspects::ALL, closer)
                     .map_err(|NoCloser| GoneReason::Stalls)?;
                 return match error {
                     TubeError::TimedOut | TubeError::WouldBlock => Ok(false),
@@ -312,7 +312,7 @@ impl Server {
         };
         let sent = send_answers(tube, &answers);
         // Answered before the descriptors are closed: that takes time which nobody has to wait for.
-        let closed = close_all(descriptors, suspects, closer);
+        let closed = close_all(&mut descriptors, suspects, closer);
         sent?;
         closed.map_err(|NoCloser| GoneReason::Stalls)?;
         Ok(true)

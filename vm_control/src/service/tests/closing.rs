@@ -1,10 +1,8 @@
 //! Devices whose descriptors take long to close.
 
-use std::io::ErrorKind;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::IoSlice;
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -13,7 +11,9 @@ use base::Event;
 use base::SafeDescriptor;
 use base::Tube;
 use base::WaitContext;
-use rustix::net::sockopt::set_socket_linger;
+use base::scm;
+use base::scm::Wait;
+use fixture::lingering_socket;
 
 use super::fixture::*;
 use crate::ArenaVm;
@@ -63,16 +63,27 @@ impl Vm for Gated {
 
 /// A device that misbehaves, beside one that does not.
 struct Setup {
+    /// While it lives, the misbehaving device's first descriptor does not close. Dropped first, so that a service that waits for it
+    /// ends.
+    peer: TcpStream,
     fixture: Fixture,
     id: DeviceId,
     tube: Tube,
     other: Tube,
-    /// While it lives, the misbehaving device's first descriptor does not close.
-    peer: TcpStream,
 }
 
 impl Setup {
+    /// The misbehaving device asks to map a socket, which is refused.
     fn new(closing_patience: Duration) -> Self {
+        let setup = Self::with(closing_patience, |tube, socket| {
+            tube.send(&batch([map_request(socket, 0)])).expect("sent");
+        });
+        assert_eq!(received(&setup.tube), [refused(libc::EBADF)]);
+        setup
+    }
+
+    /// `send` sends the socket that does not close, in whatever way.
+    fn with(closing_patience: Duration, send: impl FnOnce(&Tube, SafeDescriptor)) -> Self {
         let (gate, receiver) = channel();
         let vm = Gated {
             inner: ArenaVm::new(),
@@ -85,14 +96,14 @@ impl Setup {
         let mut fixture = Fixture::with(Box::new(vm), config);
         let (_, other, _arena) = fixture.add_bare(named("fs1"));
         let (id, tube, _arena) = fixture.add_bare(named("fs0"));
-        let (socket, peer) = lingering();
+        let (socket, peer) = lingering_socket();
         // The service has to be the last who closes the socket.
         let prepare = VmMemoryRequest::PrepareRegion { shmid: 0 };
         other.send(&batch([prepare])).expect("sent");
-        tube.send(&batch([map_request(socket, 0)])).expect("sent");
+        send(&tube, socket.into());
         gate.send(()).expect("the service waits");
+        other.set_recv_timeout(Some(TIMEOUT)).expect("a tube");
         assert_eq!(received(&other), [VmMemoryResponse::Ok]);
-        assert_eq!(received(&tube), [refused(libc::EBADF)]);
         Self {
             fixture,
             id,
@@ -125,23 +136,6 @@ impl Setup {
         let ready = tube.wait_timeout(Duration::ZERO).expect("it waits");
         !ready.is_empty()
     }
-}
-
-/// A socket whose closing takes a minute, or as long as there is the other one: what it sent does not get there.
-fn lingering() -> (SafeDescriptor, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
-    let address = listener.local_addr().expect("an address");
-    let mut socket = TcpStream::connect(address).expect("connects");
-    let (peer, _) = listener.accept().expect("accepts");
-    set_socket_linger(&socket, Some(Duration::from_secs(60))).expect("lingers");
-    socket.set_nonblocking(true).expect("a socket");
-    let full = loop {
-        if let Err(error) = socket.write(&[0; 1 << 16]) {
-            break error;
-        }
-    };
-    assert_eq!(full.kind(), ErrorKind::WouldBlock);
-    (OwnedFd::from(socket).into(), peer)
 }
 
 #[test]
@@ -189,9 +183,10 @@ fn device_whose_descriptors_do_not_close_is_dropped() {
         "{:?}",
         gone.reason
     );
-    // What it sent and nobody looked at is closed, too.
-    assert_closed(&watch);
     setup.pass();
+    // What it sent and nobody looked at is closed in its turn.
+    drop(setup.peer);
+    assert_closed(&watch);
 }
 
 #[test]
@@ -210,6 +205,25 @@ fn device_removed_while_it_waits_leaves_nothing() {
     assert!(!setup.is_answered());
     let removed = setup.fixture.handle.remove_device(setup.id);
     assert_eq!(removed.expect("known").mappings, 0);
-    assert_closed(&watch);
     setup.pass();
+    drop(setup.peer);
+    assert_closed(&watch);
+}
+
+#[test]
+fn descriptors_beyond_what_a_batch_can_have_hold_up_nobody() {
+    let setup = Setup::with(TIMEOUT, |tube, socket| {
+        let (_, pipe) = watched();
+        let mut many = vec![pipe.as_fd(); MAX_BATCH];
+        many.push(socket.as_fd());
+        scm::send(tube.as_fd(), &[IoSlice::new(&[0; 2])], &many, Wait::Never).expect("sent");
+    });
+    setup.pass();
+    let gone = setup.fixture.wait_gone();
+    assert_eq!(gone.id, setup.id);
+    assert!(
+        matches!(gone.reason, GoneReason::Protocol(_)),
+        "{:?}",
+        gone.reason
+    );
 }

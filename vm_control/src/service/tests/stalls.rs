@@ -1,14 +1,9 @@
 //! Devices that flood, do not read, talk nonsense or die; and what the others notice of it.
 
-use std::io::IoSlice;
-use std::os::fd::AsFd;
-
 use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
 use base::packet::PacketTube;
-use base::scm;
-use base::scm::Wait;
 
 use super::fixture::*;
 use crate::Generation;
@@ -234,30 +229,6 @@ fn sockets_sent_as_memory_are_refused_and_closed_and_the_device_stays() {
         .expect("sent");
     let answers: ResponseBatch = tube.recv().expect("answered");
     assert_eq!(answers.responses[..], [VmMemoryResponse::Ok]);
-}
-
-#[test]
-fn batch_whose_descriptors_did_not_get_here_is_answered_and_the_device_stays() {
-    let mut fixture = Fixture::new();
-    let (id, tube, arena) = fixture.add_bare(named("fs0"));
-    tube.send(&batch([map_request(memfd(PAGE, 1), 0)]))
-        .expect("sent");
-    let _: ResponseBatch = tube.recv().expect("answered");
-    // More descriptors than a batch can have look to the service like a full table of its own: some are missing.
-    let (watch, pipe) = watched();
-    let packet = [
-        0, 2, 2, 0, 0, 128, 32, 1, 0, 0, 0, 0, 128, 32, 128, 32, 1, 0,
-    ];
-    let many = vec![pipe.as_fd(); MAX_BATCH + 1];
-    scm::send(tube.as_fd(), &[IoSlice::new(&packet)], &many, Wait::Never).expect("sent");
-    drop(pipe);
-    let answers: ResponseBatch = tube.recv().expect("answered");
-    let missing = VmMemoryResponse::Err(base::Error::new(libc::EMFILE));
-    assert_eq!(answers.responses[..], [VmMemoryResponse::Ok, missing]);
-    assert_closed(&watch);
-    assert_eq!(areas(&arena), 1);
-    let last = fixture.stats(id).counters.last_refused.expect("one");
-    assert_eq!((last.offset, last.len), (PAGE, PAGE));
 }
 
 #[test]
