@@ -5,6 +5,7 @@
 //! the event tube and a command line that names descriptors by number ([`DeviceArgs`]).
 
 mod args;
+mod calls;
 mod child;
 mod error;
 mod handle;

@@ -16,7 +16,6 @@ use std::time::Instant;
 
 use base::Event;
 use base::GuardedTube;
-use base::SafeDescriptor;
 use base::Tube;
 use base::TubeError;
 use jail::ExitReport;
@@ -38,13 +37,13 @@ use vm_control::ServiceHandle;
 use super::args::LOG;
 use super::args::POLICY_DIR;
 use super::args::SandboxOptions;
+use super::calls::Answer;
 use super::error::Error;
 use super::log_level::LogLevel;
 use crate::control::Activation;
 use crate::control::BackendInfo;
 use crate::control::ConnectOptions;
 use crate::control::ControlRequest;
-use crate::control::ControlResponse;
 use crate::control::DeviceEvent;
 use crate::control::MAX_CONFIG_BYTES;
 use crate::control::RegionSource;
@@ -98,9 +97,6 @@ impl DeviceProcessConfig {
     }
 }
 
-/// An answer as it is received: a descriptor in it is the place of the one that came along.
-pub(super) type Answer = ControlResponse<u8>;
-
 /// A running device process. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct DeviceProcess {
@@ -111,7 +107,7 @@ pub struct DeviceProcess {
     events: GuardedTube,
     pub(super) hooks: Option<GuardedTube>,
     connect: ConnectOptions,
-    deadline: Duration,
+    pub(super) deadline: Duration,
     report: Option<ExitReport>,
 }
 
@@ -385,65 +381,6 @@ impl DeviceProcess {
         report.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    pub(super) fn call_done(
-        &mut self,
-        call: &'static str,
-        request: &ControlRequest,
-    ) -> Result<(), Error> {
-        match self.call(call, request)? {
-            Answer::Done => Ok(()),
-            _ => Err(self.unexpected(call)),
-        }
-    }
-
-    /// A descriptor in the answer is refused.
-    pub(super) fn call(
-        &mut self,
-        call: &'static str,
-        request: &ControlRequest,
-    ) -> Result<Answer, Error> {
-        let (answer, descriptor) = self.call_for_descriptor(call, request)?;
-        if descriptor.is_some() {
-            self.control.close(descriptor);
-            return Err(self.unexpected(call));
-        }
-        Ok(answer)
-    }
-
-    /// Returns the answer, and the descriptor that came with it.
-    pub(super) fn call_for_descriptor(
-        &mut self,
-        call: &'static str,
-        request: &ControlRequest,
-    ) -> Result<(Answer, Option<SafeDescriptor>), Error> {
-        let pid = self.pid();
-        if self.exit_report().is_some() {
-            return Err(Error::Ended { pid });
-        }
-        let answer = self
-            .control
-            .send(request)
-            .and_then(|()| self.control.recv_with_descriptor());
-        match answer {
-            Ok((Answer::Failed(failure), None)) => Err(Error::Unsuccessful {
-                call,
-                message: failure.message,
-                deviation: failure.deviation,
-            }),
-            Ok(answer) => Ok(answer),
-            Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
-            Err(TubeError::TimedOut) => {
-                self.kill_for_cause();
-                Err(Error::Deadline {
-                    pid,
-                    call,
-                    deadline: self.deadline,
-                })
-            }
-            Err(_) => Err(self.unexpected(call)),
-        }
-    }
-
     /// The list is what guest address space is made of: it is checked again on this side.
     fn check_regions(&mut self, info: BackendInfo) -> Result<BackendInfo, Error> {
         let page_size = base::page_size() as u64;
@@ -463,18 +400,6 @@ impl DeviceProcess {
                 self.kill_for_cause();
                 Err(Error::ShmemConfig { pid, source })
             }
-        }
-    }
-
-    pub(super) fn unexpected(&mut self, call: &'static str) -> Error {
-        let pid = self.pid();
-        self.kill_for_cause();
-        Error::Unexpected { pid, call }
-    }
-
-    fn kill_for_cause(&mut self) {
-        if let Err(error) = self.kill() {
-            base::error!("device process {}: cannot be killed: {error}", self.pid());
         }
     }
 }

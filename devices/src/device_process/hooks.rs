@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use base::SafeDescriptor;
 use base::TubeError;
 
+use super::calls::Answer;
 use super::error::Error;
-use super::handle::Answer;
 use super::handle::DeviceProcess;
 use crate::control::ControlRequest;
 use crate::control::HookRequest;

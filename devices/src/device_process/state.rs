@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 
 use base::SafeDescriptor;
 
+use super::calls::Answer;
 use super::error::Error;
-use super::handle::Answer;
 use super::handle::DeviceProcess;
 use super::serve::STATE_PIECE_BYTES;
 use crate::control::ControlRequest;

@@ -169,3 +169,53 @@ impl AsRawDescriptor for EventSender {
         self.tube.as_raw_descriptor()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use base::Tube;
+
+    use super::*;
+
+    fn deviation(rule: Rule) -> Deviation {
+        Deviation {
+            rule,
+            code: 9,
+            value: 0,
+        }
+    }
+
+    #[test]
+    fn first_deviation_of_a_kind_is_told_at_once_and_others_as_often_as_allowed() {
+        let (ours, theirs) = Tube::pair().expect("a tube");
+        let mut events = EventSender::new(
+            PacketTube::new(ours),
+            RateLimit::new(2, Duration::from_hours(1)),
+        );
+        let mut theirs = PacketTube::new(theirs);
+        let mut told = || {
+            let mut told = Vec::new();
+            while let Ok(DeviceEvent::Deviated { first, count }) = theirs.try_recv() {
+                told.push((first.rule, count));
+            }
+            told
+        };
+        let (one, other) = (Rule::ZeroLength, Rule::MapFlags);
+        for _ in 0..10 {
+            events.deviated(deviation(one), 1);
+        }
+        // The first one, and the two that the limit allows.
+        assert_eq!(told(), [(one, 1); 3]);
+        // What was counted meanwhile goes along with the first of another kind.
+        events.deviated(deviation(other), 5);
+        let mut both = told();
+        both.sort_unstable_by_key(|(_, count)| *count);
+        assert_eq!(both, [(other, 5), (one, 7)]);
+        events.deviated(deviation(other), 3);
+        assert_eq!(told(), []);
+        // When the worker ends, nothing may be untold.
+        events.tell_deviations();
+        assert_eq!(told(), [(other, 3)]);
+    }
+}

@@ -96,6 +96,11 @@ impl Injector {
         mem::take(&mut *self.state()).calls
     }
 
+    /// Keeps every call waiting for its answer until what is returned is dropped.
+    pub(crate) fn hold(&self) -> impl Drop + '_ {
+        self.state()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }

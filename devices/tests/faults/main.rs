@@ -1,6 +1,6 @@
 //! Every system call of the worker and of the mapping service fails once, with every errno that it can have.
 //!
-//! A program of its own with one test, since descriptors and mappings are counted for the whole process. The threads are the real
+//! A program of its own, one test at a time, since descriptors and mappings are counted for the whole process. The threads are the real
 //! ones (an in-process device's worker, the service's thread); only the jail is not there, which changes no call.
 
 mod injector;
@@ -11,11 +11,14 @@ mod tests {
     use std::collections::BTreeSet;
     use std::io::IoSlice;
     use std::io::Read;
+    use std::net::Shutdown;
     use std::os::fd::AsFd;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
     use std::thread;
     use std::time::Duration;
+    use std::time::Instant;
 
     use base::Event;
     use base::SharedMemory;
@@ -85,6 +88,9 @@ mod tests {
         (libc::SYS_write, &[libc::EINTR]),
     ];
 
+    /// What is counted is that of the one test that holds it.
+    static TURN: Mutex<()> = Mutex::new(());
+
     /// A service and a device whose threads are under the injector's filter.
     struct Machine {
         service: MappingService,
@@ -151,30 +157,40 @@ mod tests {
         Ok((id, device, channel))
     }
 
+    /// Sends one request that wants a reply: its code, and the page that it is about.
+    fn send_request(
+        channel: &UnixStream,
+        (code, page): (u32, u64),
+        file: &SharedMemory,
+    ) -> base::Result<()> {
+        let body: &[u64] = match code {
+            CONFIG_CHANGE => &[],
+            _ => &[0, 0, page * PAGE, PAGE, u64::from(code == MAP)],
+        };
+        let len = u32::try_from(8 * body.len()).expect("short");
+        let mut bytes = Vec::new();
+        for word in [code, 9, len] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        for word in body {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        let descriptor = (code == MAP).then(|| file.as_fd());
+        let bufs = [IoSlice::new(&bytes)];
+        scm::send(
+            channel.as_fd(),
+            &bufs,
+            descriptor.as_slice(),
+            scm::Wait::Block,
+        )
+        .map(drop)
+    }
+
     impl Backend {
         /// Sends requests together and reads what each is answered.
         fn exchange(&mut self, channel: &UnixStream, requests: &[(u32, u64)], file: &SharedMemory) {
-            for (code, page) in requests {
-                let body: &[u64] = match *code {
-                    CONFIG_CHANGE => &[],
-                    _ => &[0, 0, page * PAGE, PAGE, u64::from(*code == MAP)],
-                };
-                let len = u32::try_from(8 * body.len()).expect("short");
-                let mut bytes = Vec::new();
-                for word in [*code, 9, len] {
-                    bytes.extend_from_slice(&word.to_ne_bytes());
-                }
-                for word in body {
-                    bytes.extend_from_slice(&word.to_ne_bytes());
-                }
-                let descriptor = (*code == MAP).then(|| file.as_fd());
-                let sent = scm::send(
-                    channel.as_fd(),
-                    &[IoSlice::new(&bytes)],
-                    descriptor.as_slice(),
-                    scm::Wait::Block,
-                );
-                if sent.is_err() {
+            for request in requests {
+                if send_request(channel, *request, file).is_err() {
                     self.is_over = true;
                     return;
                 }
@@ -285,6 +301,7 @@ mod tests {
 
     #[test]
     fn every_system_call_that_fails_leaves_an_answer_and_nothing_else() {
+        let _turn = TURN.lock();
         let (backend, calls) = round(None);
         assert_eq!((backend.is_over, &backend.refusals[..]), (false, &[][..]));
         let before = descriptors();
@@ -314,5 +331,45 @@ mod tests {
             assert!(answered.contains(&(call, errno.into())), "{answered:?}");
         }
         assert_eq!(descriptors(), before);
+    }
+
+    /// The mappings of a device go with its channel, whichever of the messages then does not get through: with the order to
+    /// drop them or, where that fails, with the device.
+    #[test]
+    fn mappings_go_with_the_channel_whatever_fails() {
+        let _turn = TURN.lock();
+        let send = i32::try_from(libc::SYS_sendmsg).expect("a number");
+        let file = SharedMemory::new("the-last", PAGE).expect("a memfd");
+        let errnos = [libc::ETOOMANYREFS, libc::ENOMEM, libc::ENOSPC];
+        for (after, errno) in (0..3).flat_map(|after| errnos.map(|errno| (after, errno))) {
+            for _ in 0..8 {
+                let injector = Injector::default();
+                let machine = Machine::start(&injector);
+                let mut backend = Backend::default();
+                backend.exchange(&machine.channel, &[(MAP, 0)], &file);
+                assert_eq!(recorded(&machine), backend.mapped);
+                injector.arm(Some(Fault {
+                    call: send,
+                    after,
+                    errno,
+                }));
+                // While the first request is under way the worker finds the second one and the end together.
+                let held = injector.hold();
+                for page in 1..3 {
+                    send_request(&machine.channel, (MAP, page), &file).expect("sent");
+                }
+                machine.channel.shutdown(Shutdown::Both).expect("a socket");
+                drop(held);
+                let begin = Instant::now();
+                while !recorded(&machine).is_empty() {
+                    assert!(begin.elapsed() < TIMEOUT, "{errno} after {after}");
+                    thread::yield_now();
+                }
+                injector.disarm();
+                drop(machine);
+                injector.finish();
+            }
+        }
+        assert_eq!(areas_of("/memfd:the-last"), 0);
     }
 }
