@@ -13,7 +13,6 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::panic;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -38,6 +37,7 @@ use devices::device_process::DeviceProcess;
 use devices::device_process::DeviceProcessConfig;
 use devices::device_process::Error;
 use fixture::lingering_socket;
+use fixture::run_tests;
 use jail::End;
 use jail::Spawner;
 use rustix::event::PollFd;
@@ -71,7 +71,7 @@ const HELD: i32 = 40;
 const BROKEN: i32 = 41;
 
 /// An order, and whether the process ends by itself after it.
-const ORDERS: &[(&str, Order)] = &[
+const ORDERS: [(&str, Order); 7] = [
     ("another_devices_region", name_every_region),
     ("external_pointer", name_a_pointer),
     ("older_generation", claim_another_generation),
@@ -87,7 +87,7 @@ type Order = fn(&mut PacketTube, Vec<SafeDescriptor>) -> i32;
 /// A process that stays, and what the VMM does with it.
 type Stall = fn(Setup);
 
-const STALLS: &[(&str, Stall)] = &[
+const STALLS: [(&str, Stall); 4] = [
     ("stalled_control_tube", stalled_control_tube),
     ("descriptor_with_an_answer", descriptor_with_an_answer),
     ("descriptor_with_an_event", descriptor_with_an_event),
@@ -127,38 +127,16 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "device") {
         return obey(arguments.into_iter().skip(1));
     }
-    if arguments.iter().any(|argument| argument == "--list") {
-        for (name, _) in ORDERS {
-            println!("{name}: test");
-        }
-        for (name, _) in STALLS {
-            println!("{name}: test");
-        }
-        return ExitCode::SUCCESS;
+    let attempts = ORDERS.map(|(name, _)| (name, move || attempt(name)));
+    let stalls = STALLS.map(|(name, stall)| (name, move || stall(Setup::new(name))));
+    let mut tests: Vec<(&str, &dyn Fn())> = Vec::new();
+    for (name, test) in &attempts {
+        tests.push((name, test));
     }
-    let mut failed = 0;
-    let mut passed = 0;
-    let mut run = |name: &str, test: &(dyn Fn() + panic::RefUnwindSafe)| {
-        let held = panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if held { "ok" } else { "FAILED" });
-        if held {
-            passed += 1;
-        } else {
-            failed += 1;
-        }
-    };
-    for (name, _) in ORDERS {
-        run(name, &|| attempt(name));
+    for (name, test) in &stalls {
+        tests.push((name, test));
     }
-    for (name, stall) in STALLS {
-        run(name, &|| stall(Setup::new(name)));
-    }
-    println!("\n{passed} passed; {failed} failed");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    run_tests(&tests)
 }
 
 /// The hostile process: into the jail as a device process goes, and then what its name orders.
@@ -194,7 +172,7 @@ fn obey(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         events: tube(take(arguments.event_fd)),
         main_channel: take(arguments.backend_fd),
     };
-    let order = ORDERS.iter().find(|(name, _)| *name == arguments.name);
+    let order = ORDERS.into_iter().find(|(name, _)| *name == arguments.name);
     let duplicate = |_| held.main_channel.try_clone().expect("a duplicate").into();
     let descriptors: Vec<SafeDescriptor> = (0..MAX_BATCH).map(duplicate).collect();
     jail.lock_down(&filters).expect("filters");
