@@ -17,9 +17,18 @@ use std::process::ExitCode;
 
 use base::Event;
 use base::Tube;
+use devices::backend::blobs::protocol::Request;
+use devices::backend::blobs::protocol::Response;
+use devices::control::Activation;
 use devices::control::ConnectOptions;
 use devices::control::ControlRequest;
 use devices::control::ControlResponse;
+use devices::control::MemoryRegion;
+use devices::control::QueueSetup;
+use devices::device_process::DeviceProcess;
+use devices::device_process::DeviceProcessConfig;
+use fixture::DriverMemory;
+use fixture::DriverQueue;
 use fixture::Process;
 use fixture::Script;
 use fixture::ScriptedBackend;
@@ -27,6 +36,7 @@ use fixture::TestVm;
 use fixture::run_tests;
 use jail::Filters;
 use jail::NotingAllocator;
+use jail::Spawner;
 use jail::Violation;
 use rustix::io::FdFlags;
 use rustix::process::Signal;
@@ -62,11 +72,13 @@ extern "C" fn constructor() {
 }
 
 fn main() -> ExitCode {
-    if env::var_os(POLICY).is_some() {
+    let is_device = env::args_os().nth(1).is_some_and(|first| first == "device");
+    if is_device || env::var_os(POLICY).is_some() {
         return portcullis::cli::main();
     }
     run_tests(&[
         ("files_backend_serves_and_ends", &files_backend),
+        ("blobs_backend_serves_and_ends", &blobs_backend),
         ("device_process_serves_and_ends", &device_process),
     ])
 }
@@ -106,6 +118,99 @@ fn files_backend() {
     backend.signal(Signal::TERM);
     let status = backend.wait();
     assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
+}
+
+fn blobs_backend() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("socket");
+    let mut command = under("backend_blobs");
+    command
+        .args(["backend", "blobs", "--json", "--once", "--socket"])
+        .arg(&socket);
+    let mut backend = Process::spawn(command);
+    backend.event("listening");
+    let vm = Box::new(ArenaVm::new());
+    let service = MappingService::start(vm, ServiceConfig::default()).expect("a service");
+    let handle = service.handle();
+    let (id, memory_tube) = handle
+        .add_device(DeviceConfig::new("blobs"))
+        .expect("a device");
+    let spawner = Spawner::start().expect("a spawner");
+    let main_channel = UnixStream::connect(&socket).expect("it listens");
+    let interrupt = Event::new().expect("an event");
+    let config = DeviceProcessConfig::new("blobs", main_channel.into(), memory_tube, interrupt);
+    let mut device = DeviceProcess::spawn(&spawner, config).expect("a device process");
+    let region = device.connect().expect("a backend").regions[0];
+    handle
+        .add_region(id, region_of(region.len))
+        .expect("a region");
+    device.start().expect("a request channel");
+    let mut memory = DriverMemory::new(1 << 20);
+    let mut queue = DriverQueue::new(&mut memory, 16);
+    let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().expect("a duplicate").into();
+    let activation = Activation {
+        // VIRTIO_F_VERSION_1.
+        features: 1 << 32,
+        memory: vec![MemoryRegion {
+            guest_address: 0,
+            len: memory.len(),
+            offset: 0,
+            descriptor: clone(memory.file()),
+        }],
+        queues: vec![QueueSetup {
+            index: 0,
+            size: queue.size(),
+            descriptor_table: queue.descriptor_table(),
+            available_ring: queue.available_ring(),
+            used_ring: queue.used_ring(),
+            base: 0,
+            call: Some(clone(queue.call())),
+            kick: clone(queue.kick()),
+        }],
+    };
+    device.activate(activation).expect("queues");
+    let mut call = |request: Request| {
+        let answer = queue.exchange(&mut memory, &request.to_bytes(), 40);
+        let response = Response::parse(answer.as_slice().try_into().expect("40 bytes"));
+        assert_eq!(response.status, 0, "{request:?}");
+        response
+    };
+    let blob = call(Request::Allocate { len: PAGE }).blob;
+    call(Request::Fill {
+        blob,
+        pattern: 7,
+        blob_offset: 0,
+        len: PAGE,
+    });
+    call(Request::Map {
+        blob,
+        shm_offset: 0,
+        blob_offset: 0,
+        len: PAGE,
+        writable: true,
+    });
+    assert_eq!(handle.mappings().len(), 1);
+    call(Request::Resize {
+        blob,
+        len: 4 * PAGE,
+    });
+    call(Request::Unmap { blob });
+    call(Request::Free { blob });
+    device.reset(&handle, id).expect("a reset");
+    device.shutdown().expect("it ends");
+    let status = backend.wait();
+    assert!(status.success(), "{status}");
+}
+
+/// Region 0.
+fn region_of(len: u64) -> RegionConfig {
+    RegionConfig {
+        shmid: 0,
+        guest_address: 1 << 32,
+        len,
+        arena: None,
+        populate: 0,
+    }
 }
 
 fn device_process() {
@@ -153,14 +258,7 @@ fn device_process() {
         panic!("{info:?}");
     };
     assert_eq!(info.regions.len(), 1);
-    let region = RegionConfig {
-        shmid: 0,
-        guest_address: 1 << 32,
-        len: REGION,
-        arena: None,
-        populate: 0,
-    };
-    handle.add_region(id, region).expect("a region");
+    handle.add_region(id, region_of(REGION)).expect("a region");
     done(ControlRequest::Start);
     let channel = backend.request_socket();
     let page = fixture::memfd(&[1; 4096]);

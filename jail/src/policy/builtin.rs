@@ -25,9 +25,9 @@ macro_rules! built_in {
 
 /// All policy files, for all architectures.
 pub const BUILT_IN: &[BuiltIn] = built_in! {
-    X86_64 "x86_64": "backend.policy" "common.policy" "device.policy" "device_minijail0.policy";
-    Aarch64 "aarch64": "backend.policy" "common.policy" "device.policy" "device_minijail0.policy";
-    Riscv64 "riscv64": "backend.policy" "common.policy" "device.policy" "device_minijail0.policy";
+    X86_64 "x86_64": "backend.policy" "backend_blobs.policy" "common.policy" "device.policy" "device_minijail0.policy" "memory.policy";
+    Aarch64 "aarch64": "backend.policy" "backend_blobs.policy" "common.policy" "device.policy" "device_minijail0.policy" "memory.policy";
+    Riscv64 "riscv64": "backend.policy" "backend_blobs.policy" "common.policy" "device.policy" "device_minijail0.policy" "memory.policy";
 };
 
 /// The text of file `name` for `arch`.

@@ -49,7 +49,7 @@ fn under(policy: &str, action: &str) -> Command {
 }
 
 fn programs_start_and_end_under_their_policies() {
-    for policy in ["device_minijail0", "backend"] {
+    for policy in ["device_minijail0", "backend", "backend_blobs"] {
         for (action, code) in [
             ("code", 7),
             ("panic", 101),
@@ -90,7 +90,7 @@ fn minijail0_runs_the_program() {
         return;
     }
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../seccomp");
-    for policy in ["device_minijail0", "backend"] {
+    for policy in ["device_minijail0", "backend", "backend_blobs"] {
         let by_hand = by_hand("code", "none");
         let exe = env::current_exe().expect("/proc is there");
         let status = Command::new("minijail0")

@@ -22,8 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
         minijail_policy_lets_only_its_calls_through,
     ),
     (
-        "probes::backend_policy_lets_only_its_calls_through",
-        backend_policy_lets_only_its_calls_through,
+        "probes::backend_policies_let_only_their_calls_through",
+        backend_policies_let_only_their_calls_through,
     ),
     (
         "probes::rules_of_the_device_policy_look_at_their_arguments",
@@ -103,8 +103,9 @@ fn minijail_policy_lets_only_its_calls_through() {
     try_all("device_minijail0", SandboxLevel::Seccomp);
 }
 
-fn backend_policy_lets_only_its_calls_through() {
+fn backend_policies_let_only_their_calls_through() {
     try_all("backend", SandboxLevel::Seccomp);
+    try_all("backend_blobs", SandboxLevel::Seccomp);
 }
 
 /// Values around which an argument's test changes its answer.

@@ -1,4 +1,4 @@
-//! No rule of `common.policy` is there in vain: log mode with an empty policy lists what the processes of these tests really call.
+//! No rule of `common.policy` and `memory.policy` is there in vain: log mode with an empty policy lists what the processes of these tests really call.
 
 use std::collections::BTreeSet;
 
@@ -58,12 +58,11 @@ fn every_common_rule_is_used() {
         report_of(&mut child);
         used.extend(child.missing().iter().filter_map(|call| call.name));
     }
-    let common = Policy::built_in("common", Arch::NATIVE).expect("it is in order");
-    let common: BTreeSet<_> = common
-        .rules()
-        .iter()
-        .map(|rule| rule.syscall.name)
-        .collect();
+    let mut common = BTreeSet::new();
+    for kind in ["common", "memory"] {
+        let policy = Policy::built_in(kind, Arch::NATIVE).expect("it is in order");
+        common.extend(policy.rules().iter().map(|rule| rule.syscall.name));
+    }
     let unused: Vec<_> = common
         .difference(&used)
         .filter(|name| !NOT_HERE.contains(name))

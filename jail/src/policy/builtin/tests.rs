@@ -15,7 +15,7 @@ use crate::policy::interpreter::expected;
 use crate::violation::Violation;
 
 /// The policies that are for a kind of process.
-const KINDS: [&str; 3] = ["backend", "device", "device_minijail0"];
+const KINDS: [&str; 4] = ["backend", "backend_blobs", "device", "device_minijail0"];
 
 /// No more than this many calls for a device process, without a reason for each beyond.
 const DEVICE_LIMIT: usize = 29;
@@ -92,7 +92,7 @@ fn device_policy_has_no_more_names_than_allowed() {
 fn readme_has_the_numbers_of_names() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../seccomp/README.md");
     let text = fs::read_to_string(path).expect("it is there");
-    for kind in ["backend", "common", "device", "device_minijail0"] {
+    for kind in KINDS.into_iter().chain(["common", "memory"]) {
         let count = names(&policy(kind, Arch::X86_64)).len();
         let (start, end) = (
             format!("| `seccomp/x86_64/{kind}.policy` |"),
@@ -155,12 +155,15 @@ fn calls_that_would_open_the_jail_are_in_no_policy() {
     for arch in Arch::ALL {
         for kind in KINDS {
             let policy = policy(kind, arch);
-            let devices = if kind == "backend" {
+            let devices = if kind.starts_with("backend") {
                 &[][..]
             } else {
                 &NEVER_IN_DEVICES
             };
+            // Its blobs are memfds.
+            let is_its_work = |name: &str| kind == "backend_blobs" && name == "memfd_create";
             let never = NEVER.iter().chain(devices);
+            let never = never.filter(|name| !is_its_work(name));
             for syscall in never.filter_map(|name| arch.syscall_by_name(name)) {
                 let rule = policy.rule(syscall.number);
                 let passes = rule.is_some_and(|rule| !matches!(rule.test, Test::Errno { .. }));
@@ -171,7 +174,7 @@ fn calls_that_would_open_the_jail_are_in_no_policy() {
 }
 
 #[test]
-fn memory_never_becomes_executable_and_no_descriptor_is_mapped() {
+fn memory_never_becomes_executable_and_descriptors_are_mapped_by_the_blobs_backend_alone() {
     const PROT_EXEC: u64 = 4;
     const MAP_SHARED: u64 = 1;
     const MAP_PRIVATE: u64 = 2;
@@ -192,7 +195,12 @@ fn memory_never_becomes_executable_and_no_descriptor_is_mapped() {
                 ));
                 assert!(!passes("mprotect", [0, 4096, PROT_EXEC | others, 0, 0, 0]));
             }
-            assert!(!passes("mmap", [0, 4096, 1, MAP_SHARED, 3, 0]));
+            let maps_guest_memory = kind == "backend_blobs";
+            assert_eq!(
+                passes("mmap", [0, 4096, 1, MAP_SHARED, 3, 0]),
+                maps_guest_memory
+            );
+            assert!(!passes("mmap", [0, 4096, PROT_EXEC, MAP_SHARED, 3, 0]));
             assert!(!passes("mmap", [0, 4096, 1, MAP_PRIVATE, 3, 0]));
         }
     }
