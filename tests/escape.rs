@@ -462,6 +462,7 @@ fn descriptor_with_an_event(setup: Setup) {
         matches!(&error, Error::Events { source, .. } if *source == unused),
         "{error}"
     );
+    setup.wait();
     setup.other_is_served();
 }
 

@@ -82,4 +82,15 @@ impl DeviceProcess {
             base::error!("device process {}: cannot be killed: {error}", self.pid());
         }
     }
+
+    /// Kills the process, which sends what it never would if it were itself, or does not read, and does not wait for its end.
+    pub(super) fn break_off(&mut self, source: TubeError) -> Error {
+        let pid = self.pid();
+        if self.exit_report().is_none()
+            && let Err(error) = self.child().kill()
+        {
+            base::error!("device process {pid}: cannot be killed: {error}");
+        }
+        Error::Events { pid, source }
+    }
 }

@@ -37,7 +37,7 @@ pub enum Error {
         /// The process.
         pid: u32,
     },
-    /// The event tube or the hook tube failed.
+    /// What came on the event tube or the hook tube is none of the process's messages, or it does not read its answers.
     #[error("tube from device process {pid}")]
     Events {
         /// The process.
@@ -104,6 +104,7 @@ impl Error {
             self,
             Self::Deadline { .. }
                 | Self::Ended { .. }
+                | Self::Events { .. }
                 | Self::ShmemConfig { .. }
                 | Self::Spawn(_)
                 | Self::Tube(_)

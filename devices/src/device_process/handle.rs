@@ -358,18 +358,19 @@ impl DeviceProcess {
     /// Returns the next event, if there is one. Never waits.
     ///
     /// # Errors
-    /// [`Error::Ended`] if there will be none any more; [`Error::Events`].
+    /// [`Error::Ended`] if there will be none any more; [`Error::Events`], upon which the process is killed.
     pub fn try_event(&mut self) -> Result<Option<DeviceEvent>, Error> {
         let pid = self.pid();
         match self.events.try_recv() {
             Ok(event) => Ok(Some(event)),
             Err(TubeError::WouldBlock) => Ok(None),
             Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
-            Err(source) => Err(Error::Events { pid, source }),
+            Err(TubeError::Recv(error)) if error.is_shortage() => Ok(None),
+            Err(source) => Err(self.break_off(source)),
         }
     }
 
-    fn child(&self) -> &JailedChild {
+    pub(super) fn child(&self) -> &JailedChild {
         self.child.as_ref().expect("only drop takes it")
     }
 

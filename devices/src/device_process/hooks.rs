@@ -28,7 +28,7 @@ impl DeviceProcess {
     /// Returns the next request, if there is one. Never waits.
     ///
     /// # Errors
-    /// [`Error::Ended`] if there will be none any more; [`Error::Events`], [`Error::NoHooks`].
+    /// [`Error::Ended`] if there will be none any more; [`Error::Events`], upon which the process is killed; [`Error::NoHooks`].
     pub fn try_hook(&mut self) -> Result<Option<HookRequest>, Error> {
         let pid = self.pid();
         let hooks = self.hooks.as_mut().ok_or(Error::NoHooks { pid })?;
@@ -36,7 +36,8 @@ impl DeviceProcess {
             Ok(request) => Ok(Some(request)),
             Err(TubeError::WouldBlock) => Ok(None),
             Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
-            Err(source) => Err(Error::Events { pid, source }),
+            Err(TubeError::Recv(error)) if error.is_shortage() => Ok(None),
+            Err(source) => Err(self.break_off(source)),
         }
     }
 
@@ -50,7 +51,7 @@ impl DeviceProcess {
         match hooks.try_send(response) {
             Ok(()) => Ok(()),
             Err(TubeError::Disconnected) => Err(Error::Ended { pid }),
-            Err(source) => Err(Error::Events { pid, source }),
+            Err(source) => Err(self.break_off(source)),
         }
     }
 
