@@ -7,6 +7,7 @@
 
 use std::env;
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -229,9 +230,11 @@ fn device_process() {
         .set_recv_timeout(Some(fixture::TIMEOUT))
         .expect("a tube");
     let interrupt = Event::new().expect("an event");
+    let (mut report, their_report) = std::io::pipe().expect("a pipe");
     let mut command = under("device_minijail0");
     command.args(["device", "--sandbox", "none", "--name", "device"]);
-    let named: [(&str, BorrowedFd<'_>); 5] = [
+    let named: [(&str, BorrowedFd<'_>); 6] = [
+        ("--report-fd", their_report.as_fd()),
         ("--backend-fd", main_channel.as_fd()),
         ("--control-fd", their_control.as_fd()),
         ("--memory-fd", memory.as_fd()),
@@ -244,7 +247,13 @@ fn device_process() {
         command.args([name, &descriptor.as_raw_fd().to_string()]);
     }
     let mut device = Process::spawn(command);
-    drop((main_channel, their_control, memory, their_events));
+    drop((
+        main_channel,
+        their_control,
+        memory,
+        their_events,
+        their_report,
+    ));
     let ask = |request| -> ControlResponse {
         control.send(&request).expect("it reads");
         control.recv().expect("it answers")
@@ -268,4 +277,8 @@ fn device_process() {
     done(ControlRequest::Shutdown);
     let status = device.wait();
     assert!(status.success(), "{status}");
+    // Its number, and that it is ready.
+    let mut words = Vec::new();
+    report.read_to_end(&mut words).expect("a pipe");
+    assert!(!words.is_empty());
 }

@@ -145,7 +145,7 @@ pub fn enter(sandbox: Sandbox) -> Result<Jail, StepError> {
                 last_words::say(&Record::Process { pid: process::id() });
             }
             last_words::say(&Record::Ready);
-            last_words::never_wait().at(Step::Report)?;
+            last_words::never_wait();
         }
         Err(error) => last_words::say(&Record::Failed {
             text: Cow::Owned(error.to_string()),

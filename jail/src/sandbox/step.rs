@@ -56,8 +56,6 @@ pub enum Step {
     NotDumpable,
     #[error("prctl(PR_SET_PDEATHSIG)")]
     ParentDeath,
-    #[error("ioctl(FIONBIO)")]
-    Report,
     #[error("verify the namespaces")]
     VerifyNamespaces,
     #[error("verify that the root is empty and read-only")]
@@ -118,7 +116,6 @@ impl Step {
             | Self::NoNewPrivileges
             | Self::NotDumpable
             | Self::ParentDeath
-            | Self::Report
             | Self::VerifyNamespaces
             | Self::VerifyRoot
             | Self::VerifyPrivileges => {
